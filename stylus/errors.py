@@ -1,0 +1,48 @@
+"""Every error that Stylus raises on purpose: one tree, and each message names the value and the remedy.
+
+Foreign exceptions are translated at the seam where they enter, with `raise ... from`.
+"""
+
+
+class StylusError(Exception):
+    """Root of the tree. `str(error)` is fit to be shown to the person or agent who must act."""
+
+
+class InvalidInput(StylusError):
+    """The caller's argument is out of range, of the wrong form or too large."""
+
+
+class NotFound(StylusError):
+    """An id names nothing: the message gives the nearest names where there are any."""
+
+
+class SettingsError(StylusError):
+    """A setting (environment variable) has a value that can't be used."""
+
+
+class DatabaseUnavailable(StylusError):
+    """Postgres can't be reached or can't be started; the call may be repeated once it is back."""
+
+
+class StorageError(StylusError):
+    """A file or folder can't be read or written: full disk, read-only home, missing rights."""
+
+
+class AdapterFileError(StylusError):
+    """An adapter's weight file is missing, corrupt, of an unknown key scheme, or made for another base model."""
+
+
+class CheckpointError(StylusError):
+    """A base model (checkpoint) is not configured, is missing or can't be loaded."""
+
+
+class ModelUnavailable(StylusError):
+    """A language, vision or embedding model could not be reached or gave no usable answer."""
+
+
+class GenerationError(StylusError):
+    """The picture could not be rendered: out of memory, NaN, an unsupported combination."""
+
+
+class Cancelled(StylusError):
+    """The work was cancelled by its owner. A progress callback raises it to stop a generation within a step."""

@@ -1,0 +1,290 @@
+"""The values that flow through Stylus, in the order of the data flow (README, picture). All are frozen.
+
+card -> adapter -> match -> task -> composition -> request (+ mask) -> schedule -> image; beside them, the job.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseModelFamily(StrEnum):
+    """Checkpoints of one family share tensor shapes, so that an adapter fits all of them."""
+
+    POCKET = "pocket"
+    SD15 = "sd15"
+    SDXL = "sdxl"
+    FLUX = "flux"
+    SD3 = "sd3"
+
+
+class Kind(StrEnum):
+    """How an adapter's file stores its weight change."""
+
+    LORA = "lora"
+    LOCON = "locon"
+    LOHA = "loha"
+    LOKR = "lokr"
+    DORA = "dora"
+
+
+class Category(StrEnum):
+    """What an adapter is for: exactly one (paper, section 3.1)."""
+
+    CONCEPT = "concept"
+    STYLE = "style"
+    CHARACTER = "character"
+    CELEBRITY = "celebrity"
+    POSE = "pose"
+    ACTION = "action"
+    CLOTHING = "clothing"
+    BACKGROUND = "background"
+    BUILDING = "building"
+    VEHICLE = "vehicle"
+    ANIMAL = "animal"
+    OBJECT = "object"
+
+
+class Rating(StrEnum):
+    """Content rating: who may see what the adapter makes."""
+
+    GENERAL = "general"
+    MATURE = "mature"
+
+
+AdapterId = Annotated[str, Field(pattern=r"^[a-z]+:[^\s\x00-\x1f]{1,200}$")]
+"""`source:id`, as `civitai:245675`, `file:sha256prefix`, `hub:owner/name`, `pocket:star`."""
+
+Weight = Annotated[float, Field(ge=-4.0, le=4.0, allow_inf_nan=False)]
+"""Strength of an adapter: 1 is as trained, 0 is off, below 0 pushes away from the concept."""
+
+DEFAULT_WEIGHT = 0.8
+"""The recommended weight where neither card nor refiner gives one (paper, section 3.1)."""
+
+
+class Example(Record):
+    """An example image of a card: where it lies (a local path, or a URL for remote cards) and how it was made."""
+
+    image: str
+    prompt: str = ""
+
+
+class Card(Record):
+    """An adapter as its source describes it. Text comes from strangers: clean of control characters and capped in
+    length, but true only by luck. `None` means that the source does not say."""
+
+    id: AdapterId
+    name: str = Field(min_length=1, max_length=200)
+    description: str = Field("", max_length=20_000)
+    tags: tuple[str, ...] = ()
+    trigger_words: tuple[str, ...] = ()
+    base_model: BaseModelFamily | None = None
+    kind: Kind = Kind.LORA
+    category: Category | None = None
+    weight: Weight | None = None
+    rating: Rating = Rating.GENERAL
+    examples: tuple[Example, ...] = ()
+    author: str | None = None
+    licence: str | None = None
+    url: str | None = None
+    file: str | None = None
+    """Path of the weight file on this machine; None until it is downloaded."""
+    sha256: str | None = None
+    bytes: int | None = Field(None, ge=0)
+
+    @property
+    def source(self) -> str:
+        return self.id.partition(":")[0]
+
+    def content_hash(self) -> str:
+        """Hex SHA-256 of everything that refining and embedding depend on: unchanged means no work to do again."""
+        content = self.model_dump(mode="json", exclude={"file", "url", "sha256", "bytes"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Adapter(Card):
+    """A card after the refiner, as the catalog keeps it: description, category and weight are settled."""
+
+    category: Category = Category.CONCEPT
+    weight: Weight = DEFAULT_WEIGHT
+    refined: bool = False
+    """True when a vision model wrote description, category and weight; False when they come from the card alone."""
+    quality: str | None = None
+    """Why the adapter should not be picked (a flag of the refiner or of the file check); None is fine."""
+    hidden: bool = False
+
+
+class Filters(Record):
+    """Which adapters may be found at all. Part of the query, before its limit."""
+
+    base_model: BaseModelFamily | None = None
+    category: Category | None = None
+    ratings: frozenset[Rating] = frozenset({Rating.GENERAL})
+    kinds: frozenset[Kind] | None = None
+    has_file: bool | None = None
+    flagged: bool = False
+    """True also finds adapters with a quality flag. Hidden ones are never found."""
+
+
+class Match(Record):
+    """An adapter that the retriever found, best first. Scores are cosine similarities in [-1, 1]."""
+
+    adapter: Adapter
+    score: float
+    """What the list is sorted by."""
+    prompt_score: float
+    """Similarity to the whole prompt."""
+    keyword_scores: Mapping[str, float] = {}
+    """Similarity to each keyword for which the adapter was among the candidates."""
+    why: str = ""
+    """One line for people: the evidence that weighed most."""
+
+
+class Choice(Record):
+    """One adapter of a task. `weight` is before averaging within the task (paper, section 3.4)."""
+
+    adapter_id: AdapterId
+    weight: Weight = DEFAULT_WEIGHT
+    reason: str = ""
+    name: str = ""
+    category: Category = Category.CONCEPT
+    trigger_words: tuple[str, ...] = ()
+    """The ones that serve this task, not all that the card lists."""
+
+
+class Task(Record):
+    """A keyword of the prompt (at most four words) with the adapters that render it; an empty task is fine."""
+
+    keyword: str
+    choices: tuple[Choice, ...] = ()
+
+
+class Composition(Record):
+    """What the composer decided for a prompt (paper, section 3.3). Each adapter appears at most once."""
+
+    id: str
+    prompt: str
+    base_model: BaseModelFamily
+    tasks: tuple[Task, ...]
+    composer: str
+    """Which composer wrote it: `lexical`, a model name, or `caller`."""
+    notes: tuple[str, ...] = ()
+    """Fallbacks and repairs, for people."""
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """All choices, in task order: the order of the adapter axis of a Schedule."""
+        return tuple(choice for task in self.tasks for choice in task.choices)
+
+    @property
+    def uncovered(self) -> tuple[str, ...]:
+        """Keywords left without an adapter: the base model must draw them alone."""
+        return tuple(task.keyword for task in self.tasks if not task.choices)
+
+
+Mask = tuple[bool, ...]
+"""Which of a composition's choices are on, in the order of `Composition.choices`."""
+
+
+class MaskMode(StrEnum):
+    """`all`: every image uses every chosen adapter. `sample`: the paper's crossed masks, one drawn per image.
+    `none`: no adapter, the plain checkpoint (the control image)."""
+
+    ALL = "all"
+    SAMPLE = "sample"
+    NONE = "none"
+
+
+class Request(Record):
+    """Everything that the pixels of a generation depend on, besides files and versions. Replaying it gives the same
+    images on the same device: image i uses seed + i."""
+
+    composition: Composition
+    count: int = Field(1, ge=1, le=64)
+    seed: int = Field(0, ge=0, le=2**63 - 65)
+    masks: MaskMode = MaskMode.ALL
+    negative_prompt: str = Field("", max_length=10_000)
+    width: int | None = Field(None, ge=64, le=2048, multiple_of=8)
+    height: int | None = Field(None, ge=64, le=2048, multiple_of=8)
+    steps: int | None = Field(None, ge=1, le=200)
+    guidance_scale: float | None = Field(None, ge=0.0, le=30.0, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The one form in which the generator takes a composition, whatever method made it (README, Decisions)."""
+
+    adapters: tuple[str, ...]
+    """Adapter ids: the names of the second axis."""
+    weights: Float32[np.ndarray, "rows adapters steps"]
+    image_of_row: Int64[np.ndarray, " rows"]
+    """Which image a row contributes to; rows of one image share noise and average their predictions."""
+
+
+class Progress(Record):
+    """How far some long work is. `total` 0 means unknown."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+
+
+OnProgress = Callable[[Progress], None]
+"""Called often, from the thread that does the work; raising `errors.Cancelled` from it stops the work."""
+
+
+class ImageRecord(Record):
+    """A generated image with what made it."""
+
+    id: str
+    uri: str
+    """`stylus://images/{id}`."""
+    location: str
+    """Where the PNG lies in the image store: a path, or a URL for a remote store."""
+    index: int
+    """Position in its request, from 0."""
+    seed: int
+    prompt: str
+    """As sent to the text encoder, trigger words included."""
+    width: int
+    height: int
+    adapters: Mapping[str, float]
+    """Adapter id -> effective weight in this image (mean over steps); masked ones are absent."""
+    composition_id: str | None = None
+    job_id: str | None = None
+    created_at: datetime
+    provenance: Mapping[str, Any] = {}
+    """The JSON record that is also inside the PNG."""
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class JobRecord(Record):
+    """A generation on the queue."""
+
+    id: str
+    """Unguessable; whoever knows it may read and cancel the job."""
+    status: JobStatus
+    request: Request
+    progress: Progress
+    error: str | None = None
+    images: tuple[ImageRecord, ...] = ()
+    created_at: datetime

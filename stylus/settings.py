@@ -1,0 +1,62 @@
+"""The one reader of the environment (variables `STYLUS_*`, all optional): read once, then passed on frozen."""
+
+from pathlib import Path
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from typing_extensions import Annotated, Self
+
+from stylus.errors import SettingsError
+from stylus.records import BaseModelFamily
+
+
+class Settings(BaseSettings):
+    """Each field is the variable STYLUS_<FIELD>. With nothing set, everything runs on what the package brings."""
+
+    model_config = SettingsConfigDict(env_prefix="STYLUS_", frozen=True, extra="ignore")
+
+    database_url: SecretStr | None = Field(None, description="Postgres with pgvector; unset: an embedded one")
+    data: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("stylus", appauthor=False)),
+        description="folder for the embedded database, downloads and images",
+    )
+    store: str | None = Field(None, description="fsspec URL of the image store; unset: <data>/images")
+    embedder: str | None = Field(None, description="pydantic-ai embedding model; unset: all-MiniLM-L6-v2 of the package")
+    composer: str = Field("lexical", description="`lexical`, or a pydantic-ai model such as `anthropic:claude-sonnet-4-5`")
+    vision: str | None = Field(None, description="pydantic-ai model of the refiner; unset: cards as they are")
+    checkpoints: Annotated[dict[BaseModelFamily, str], NoDecode] = Field(
+        default_factory=dict, description="`sd15=PATH_OR_HUB_ID,sdxl=...`; `pocket` is always there"
+    )
+    device: str | None = Field(None, description="torch device; unset: cuda, mps or cpu, the first there is")
+    dtype: str | None = Field(None, description="float32, float16 or bfloat16; unset: float32 on cpu, else float16")
+    tokens: SecretStr | None = Field(None, description="bearer tokens for HTTP, separated by commas")
+    civitai_key: SecretStr | None = Field(None, description="API key for downloads")
+
+    @field_validator("checkpoints", mode="before")
+    @classmethod
+    def _parse_checkpoints(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if any(not separator for _, separator, _ in pairs):
+            raise ValueError(f"{value!r} is not of the form family=path,family=path")
+        return {family.strip(): path.strip() for family, _, path in pairs}
+
+    @classmethod
+    def read(cls) -> Self:
+        """The settings of this process. Raises SettingsError that names the variable and what it may hold."""
+        try:
+            return cls()
+        except ValidationError as error:
+            problems = [f"STYLUS_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+            raise SettingsError("; ".join(problems) + ". Mend or unset the variable.") from error
+
+    @property
+    def store_url(self) -> str:
+        return self.store or str(self.data / "images")
+
+    @property
+    def default_family(self) -> BaseModelFamily:
+        """The family to compose for when the caller names none: the first configured checkpoint's, else pocket."""
+        return next(iter(self.checkpoints), BaseModelFamily.POCKET)
