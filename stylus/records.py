@@ -164,6 +164,16 @@ class Choice(Record):
     """The ones that serve this task, not all that the card lists."""
 
 
+class Pick(Record):
+    """An adapter that the caller chose: whoever passes these is the composer."""
+
+    id: AdapterId
+    weight: Weight | None = None
+    """None: the adapter's recommended weight."""
+    task: str | None = Field(None, min_length=1, max_length=200)
+    """Picks of one task are averaged; None: a task of its own."""
+
+
 class Task(Record):
     """A keyword of the prompt (at most four words) with the adapters that render it; an empty task is fine."""
 

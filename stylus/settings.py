@@ -1,11 +1,11 @@
 """The one reader of the environment (variables `STYLUS_*`, all optional): read once, then passed on frozen."""
 
 from pathlib import Path
+from typing import Annotated, Self
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from typing_extensions import Annotated, Self
 
 from stylus.errors import SettingsError
 from stylus.records import BaseModelFamily
@@ -22,8 +22,8 @@ class Settings(BaseSettings):
         description="folder for the embedded database, downloads and images",
     )
     store: str | None = Field(None, description="fsspec URL of the image store; unset: <data>/images")
-    embedder: str | None = Field(None, description="pydantic-ai embedding model; unset: all-MiniLM-L6-v2 of the package")
-    composer: str = Field("lexical", description="`lexical`, or a pydantic-ai model such as `anthropic:claude-sonnet-4-5`")
+    embedder: str | None = Field(None, description="pydantic-ai embedding model; unset: all-MiniLM-L6-v2, shipped")
+    composer: str = Field("lexical", description="`lexical`, or a pydantic-ai model: `anthropic:claude-sonnet-4-5`")
     vision: str | None = Field(None, description="pydantic-ai model of the refiner; unset: cards as they are")
     checkpoints: Annotated[dict[BaseModelFamily, str], NoDecode] = Field(
         default_factory=dict, description="`sd15=PATH_OR_HUB_ID,sdxl=...`; `pocket` is always there"
