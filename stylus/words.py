@@ -12,8 +12,8 @@ WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 _FUNCTION_WORDS = """
     a an the this that these those some any each every no both either neither all half such another other others
-    one two three four five six seven eight nine ten eleven twelve dozen several few many much more most less least lot
-    lots bunch pair couple set number variety
+    one two three four five six seven eight nine ten eleven twelve dozen several few many much more most less least
+    lots
     i me my mine myself you your yours he him his she her hers it its itself we us our ours they them their theirs
     who whom whose which what when where why how there here
     and or but nor so yet if then than because while as though although whether
@@ -47,7 +47,7 @@ def fold(word: str) -> str:
     word = word.removesuffix("'s").rstrip("'").replace("colour", "color").replace("grey", "gray")
     if word in _IRREGULAR:
         return _IRREGULAR[word]
-    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us")):
         word = word[:-2] if word.endswith(("sses", "shes", "ches", "xes", "zzes")) else word[:-1]
     if len(word) > 3 and word.endswith(("ie", "oe")):
         word = word[:-2] + "y" if word.endswith("ie") else word[:-1]
