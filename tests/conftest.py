@@ -1,11 +1,23 @@
 """What every test stands on: no network but loopback, no paid model, one thread of torch."""
 
+import secrets
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pydantic_ai.models
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from stylus.database import Database
+from stylus.embedded_postgres import EmbeddedPostgres
+from stylus.migrate import migrate
+from stylus.settings import Settings
 
 pydantic_ai.models.ALLOW_MODEL_REQUESTS = False
 
@@ -28,3 +40,60 @@ def only_loopback() -> Iterator[None]:
 
             patch.setattr(socket.socket, method, guarded)
         yield
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """One embedded server for the whole run, in a short folder that Postgres can also reach when we are root."""
+    folder = Path(tempfile.mkdtemp(prefix="stylus-tests-"))
+    folder.chmod(0o755)
+    server = EmbeddedPostgres(folder / "postgres")
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        for setting in ("fsync = off", "full_page_writes = off", "synchronous_commit = off"):
+            connection.execute(f"alter system set {setting}")
+        connection.execute("select pg_reload_conf()")
+    yield server
+    server.close()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres) -> str:
+    """The name of a migrated database, which each test clones: migrating takes a second, cloning milliseconds."""
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute("create database template_stylus")
+    migrate(make_conninfo(postgres.url, dbname="template_stylus"))
+    return "template_stylus"
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """A migrated, empty database of this test's own. Every connection to it is closed at the end."""
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
+        yield make_conninfo(postgres.url, dbname=name)
+        connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    """Settings with this test's database and a data folder of its own; the environment is left out."""
+    return Settings.model_validate({"database_url": database_url, "data": tmp_path / "data"})
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    with Database.open(settings) as database:
+        yield database
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """An empty folder like tmp_path that other users can enter, for tests that start their own Postgres as root."""
+    folder = Path(tempfile.mkdtemp(prefix="stylus-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
