@@ -1,0 +1,155 @@
+"""`stylus demo`: an MCP client that drives a real server over stdio on the pocket world and judges what comes back.
+
+Nothing here reaches into the server: what the demo shows is what any client gets.
+"""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcp import Client, StdioServerParameters
+from PIL import Image
+from rich.console import Console
+
+from stylus.contact_sheet import Row, contact_sheet
+from stylus.errors import StylusError
+from stylus.ingest import ingest_pocket
+from stylus.pocket import PocketPrompt, prompts
+from stylus.pocket.judge import Judge
+from stylus.stylus import Stylus
+
+COUNT = 4
+"""Images per prompt, with and without adapters."""
+SEED = 2024
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One prompt of the demo, done."""
+
+    prompt: PocketPrompt
+    composition: dict[str, Any]
+    pictures: dict[str, list[Image.Image]]
+    """`base` and `stylus`, same seeds."""
+    shown: dict[str, int]
+    """How many of the requested concepts the judge sees, summed over the pictures."""
+    seconds: dict[str, float]
+
+
+def run_demo(out: Path, terminal: Console) -> dict[str, Any]:
+    """Writes `out`/contact-sheet.png and the single PNG files; returns rates, seconds per stage and image paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    with Stylus() as stylus:
+        report = ingest_pocket(stylus.catalog, stylus.embedder)
+    terminal.print(f"Catalog: {', '.join(f'{count} {what}' for what, count in report.model_dump().items())}")
+    scenes = asyncio.run(_drive_server(terminal))
+    wanted = sum(len(scene.prompt.concepts) * COUNT for scene in scenes)
+    rates = {who: sum(scene.shown[who] for scene in scenes) / wanted for who in ("base", "stylus")}
+    seconds = {stage: sum(scene.seconds[stage] for scene in scenes) / len(scenes) for stage in scenes[0].seconds}
+    images = [str(path) for i, scene in enumerate(scenes) for path in _save_pictures(scene, out, i)]
+    sheet = out / "contact-sheet.png"
+    contact_sheet(["base model alone", "Stylus, same seeds"], [_row(scene) for scene in scenes]).save(sheet)
+    terminal.print(f"Concepts shown, by the judge: base {rates['base']:.0%}, Stylus {rates['stylus']:.0%}. See {sheet}")
+    return {
+        "concept_rate": {who: round(rate, 4) for who, rate in rates.items()},
+        "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
+        "images": [str(sheet), *images],
+    }
+
+
+async def _drive_server(terminal: Console) -> list[Scene]:
+    # the SDK hands a subprocess only a few variables: pass all, so that STYLUS_* settings hold there too
+    server = StdioServerParameters(command=sys.executable, args=["-m", "server"], env=dict(os.environ))
+    judge = Judge.load()
+    async with Client(server) as client:
+        scenes = []
+        for prompt in (p for p in prompts() if p.demo):
+            scene = await _play(client, prompt, judge)
+            _print_scene(scene, terminal)
+            scenes.append(scene)
+        return scenes
+
+
+async def _play(client: Client, prompt: PocketPrompt, judge: Judge) -> Scene:
+    seconds: dict[str, float] = defaultdict(float)
+    start = time.perf_counter()
+    await _call(client, "search_adapters", query=prompt.text, base_model="pocket", limit=5)
+    seconds["search"] = time.perf_counter() - start
+    start = time.perf_counter()
+    composition = await _call(client, "compose_adapters", prompt=prompt.text, base_model="pocket")
+    seconds["compose"] = time.perf_counter() - start
+    pictures, shown = {}, {}
+    for who, masks in (("base", "none"), ("stylus", "all")):
+        result = await _generate(client, composition["composition_id"], masks)
+        pictures[who] = [await _read_picture(client, image["uri"]) for image in result["images"]]
+        seen = judge.concepts(pictures[who])
+        shown[who] = sum(concept in concepts for concepts in seen for concept in prompt.concepts)
+        if who == "stylus":
+            seconds |= result["seconds"]
+    return Scene(prompt, composition, pictures, shown, seconds)
+
+
+async def _generate(client: Client, composition_id: str, masks: str) -> dict[str, Any]:
+    result = await _call(client, "generate_image", composition_id=composition_id, count=COUNT, seed=SEED, masks=masks)
+    while result["status"] == "running":
+        result = await _call(client, "job", id=result["job_id"], action="wait")
+    return result
+
+
+async def _call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
+    result = await client.call_tool(tool, arguments)
+    text = next((block.text for block in result.content if block.type == "text"), "")
+    if result.is_error:
+        raise StylusError(f"{tool}: {text}")
+    parsed: dict[str, Any] = result.structured_content or json.loads(text)
+    return parsed
+
+
+async def _read_picture(client: Client, uri: str) -> Image.Image:
+    (content,) = (await client.read_resource(uri)).contents
+    return Image.open(io.BytesIO(base64.b64decode(content.blob)))
+
+
+def _describe(scene: Scene) -> list[str]:
+    lines = []
+    for task in scene.composition["tasks"]:
+        for c in task["adapters"]:
+            lines.append(f"{task['keyword']}: {c['id']} at {c['weight']:g} - {c['reason']}")
+    alone = [task["keyword"] for task in scene.composition["tasks"] if not task["adapters"]]
+    if alone:
+        lines.append(f"base model alone: {', '.join(alone)}")
+    wanted = len(scene.prompt.concepts) * COUNT
+    lines.append(
+        f"judge: {', '.join(scene.prompt.concepts)}: base {scene.shown['base']}/{wanted}, "
+        f"Stylus {scene.shown['stylus']}/{wanted}"
+    )
+    return lines
+
+
+def _print_scene(scene: Scene, terminal: Console) -> None:
+    terminal.print(f"\n[bold]{scene.prompt.text}[/]")
+    for line in _describe(scene):
+        terminal.print(f"  {line}", highlight=False)
+    terminal.print("  " + ", ".join(f"{stage} {value:.2f} s" for stage, value in scene.seconds.items()))
+
+
+def _row(scene: Scene) -> Row:
+    return Row(scene.prompt.text, _describe(scene), [scene.pictures["base"], scene.pictures["stylus"]])
+
+
+def _save_pictures(scene: Scene, out: Path, number: int) -> list[Path]:
+    paths = []
+    for who, pictures in scene.pictures.items():
+        for i, picture in enumerate(pictures):
+            path = out / f"{number + 1}-{who}-{i + 1}.png"
+            picture.save(path)
+            paths.append(path)
+    return paths

@@ -1,0 +1,117 @@
+"""`stylus doctor`: every setting with its value, where it comes from, and what works with it."""
+
+import shutil
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from stylus.errors import StylusError
+from stylus.records import BaseModelFamily, Record
+from stylus.settings import Settings
+
+LOW_DISK = 2 * 2**30
+"""Bytes. Below this a database and a few hundred pictures will soon not fit."""
+
+
+Status = Literal["ok", "warning", "failed"]
+Finding = tuple[Status, str]
+
+
+class Check(Record):
+    name: str
+    value: str
+    origin: Literal["environment", "default"]
+    status: Status
+    finding: str
+
+
+def examine(settings: Settings) -> list[Check]:
+    """One check per setting, in the order of Settings, by really using what the setting names."""
+    return [_examine_setting(settings, name, field) for name, field in Settings.model_fields.items()]
+
+
+def _examine_setting(settings: Settings, name: str, field: FieldInfo) -> Check:
+    value = getattr(settings, name)
+    status: Status
+    try:
+        status, finding = _PROBES[name](settings) if name in _PROBES else ("ok", field.description or "")
+    except StylusError as error:
+        status, finding = "failed", str(error)
+    return Check(
+        name=f"STYLUS_{name.upper()}",
+        value=_masked(value),
+        origin="environment" if name in settings.model_fields_set else "default",
+        status=status,
+        finding=finding,
+    )
+
+
+def _masked(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return "****"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={item}" for key, item in value.items()) or "-"
+    return "-" if value is None else str(value)
+
+
+def _database(settings: Settings) -> Finding:
+    from stylus.catalog import Catalog
+    from stylus.database import Database
+
+    with Database.open(settings) as database:
+        status = database.status()
+        counts = Catalog(database).count()
+    held = ", ".join(f"{count} {family or 'of unknown base model'}" for family, count in counts.items())
+    facts = ", ".join(f"{name} {value}" for name, value in status.items())
+    if not counts:
+        return "warning", f"{facts}; no adapters yet: `stylus ingest folder PATH` or `stylus ingest pocket`"
+    return "ok", f"{facts}; adapters: {held}"
+
+
+def _data(settings: Settings) -> Finding:
+    # the folder is made by the database check, which comes first
+    free = shutil.disk_usage(settings.data if settings.data.exists() else settings.data.anchor).free
+    gigabytes = f"{free / 2**30:.1f} GiB free"
+    return ("warning", f"only {gigabytes}: make room") if free < LOW_DISK else ("ok", gigabytes)
+
+
+def _embedder(settings: Settings) -> Finding:
+    from stylus.embedder import Embedder
+
+    embedder = Embedder.open(settings)
+    return "ok", f"{embedder.name}, {embedder.queries(['a test']).shape[1]} dimensions"
+
+
+def _composer(settings: Settings) -> Finding:
+    from stylus.composer import open_composer
+
+    return "ok", f"{open_composer(settings).name} (built, not called)"
+
+
+def _checkpoints(settings: Settings) -> Finding:
+    from stylus.generation.checkpoints import Checkpoints
+
+    checkpoints = Checkpoints(settings)
+    families = [BaseModelFamily.POCKET, *settings.checkpoints]
+    for family in families:
+        checkpoints.open(family)
+    return "ok", f"load: {', '.join(families)}"
+
+
+def _device(settings: Settings) -> Finding:
+    from stylus.generation.checkpoints import pick_device, pick_dtype
+
+    device = pick_device(settings)
+    return "ok", f"{device}, {str(pick_dtype(settings, device)).removeprefix('torch.')}"
+
+
+_PROBES: dict[str, Callable[[Settings], Finding]] = {
+    "database_url": _database,
+    "data": _data,
+    "embedder": _embedder,
+    "composer": _composer,
+    "checkpoints": _checkpoints,
+    "device": _device,
+}

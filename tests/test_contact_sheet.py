@@ -1,0 +1,25 @@
+"""The contact sheet puts each picture where its heading says."""
+
+import pytest
+from PIL import Image
+
+from stylus.contact_sheet import CELL, TEXT_WIDTH, Row, contact_sheet
+
+
+def square(colour: str) -> Image.Image:
+    return Image.new("RGB", (64, 64), colour)
+
+
+def test_pictures_stand_in_their_groups() -> None:
+    row = Row("a title", ["a line " * 40], [[square("red"), square("lime")], [square("blue")]])
+    sheet = contact_sheet(["left", "right"], [row, row])
+    colours = {sheet.getpixel((x, y)) for x in range(TEXT_WIDTH, sheet.width, 9) for y in range(0, sheet.height, 9)}
+    assert {(255, 0, 0), (0, 255, 0), (0, 0, 255)} <= colours
+    assert sheet.height > 2 * CELL
+    text_column = sheet.crop((0, 30, TEXT_WIDTH - 20, sheet.height)).convert("L")
+    assert text_column.getextrema()[0] < 80
+
+
+def test_no_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        contact_sheet(["left"], [])

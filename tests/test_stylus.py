@@ -1,0 +1,109 @@
+"""The whole loop on the pocket world, through the one object that all callers use."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+from stylus.ingest import ingest_pocket
+
+from stylus.errors import Cancelled, InvalidInput, NotFound
+from stylus.records import BaseModelFamily, Filters, Pick, Progress
+from stylus.settings import Settings
+from stylus.stylus import Stylus, image_id
+
+
+@pytest.fixture
+def stylus(settings: Settings) -> Iterator[Stylus]:
+    with Stylus(settings) as opened:
+        ingest_pocket(opened.catalog, opened.embedder)
+        yield opened
+
+
+def pixels(location: str) -> np.ndarray:
+    return np.asarray(Image.open(location).convert("RGB"), dtype=np.int16)
+
+
+def test_prompt_becomes_pictures_that_the_adapter_changed(stylus: Stylus) -> None:
+    composition = stylus.compose("a red star on a blue background")
+    assert "pocket:star" in [choice.adapter_id for choice in composition.choices]
+    request = stylus.request(composition, count=2, seed=5)
+    images = stylus.generate(request)
+    assert [image.seed for image in images] == [5, 6]
+    assert all(image.adapters["pocket:star"] > 0 for image in images)
+    control = stylus.generate(stylus.control(request))
+    assert control[0].adapters == {}
+    assert np.abs(pixels(images[0].location) - pixels(control[0].location)).mean() > 1
+    assert stylus.history.image(images[0].id) == images[0]
+    assert stylus.history.composition(composition.id) == composition
+
+
+def test_same_request_gives_the_same_pixels(stylus: Stylus) -> None:
+    request = stylus.request("a green heart", count=1, seed=11)
+    first, second = stylus.generate(request), stylus.generate(request)
+    assert first[0].id != second[0].id
+    assert np.array_equal(pixels(first[0].location), pixels(second[0].location))
+
+
+def test_job_that_runs_twice_keeps_one_set_of_images(stylus: Stylus) -> None:
+    request = stylus.request("a blue circle", count=2, seed=3)
+    first = stylus.generate(request, job_id="a-job")
+    second = stylus.generate(request, job_id="a-job")
+    assert [image.id for image in first] == [image.id for image in second]
+    assert len([image for image in stylus.history.recent_images(10) if image.job_id == "a-job"]) == 2
+
+
+def test_cancelling_stops_and_the_next_generation_works(stylus: Stylus) -> None:
+    request = stylus.request("a blue circle", seed=3)
+
+    def cancel(progress: Progress) -> None:
+        if progress.done >= 2:
+            raise Cancelled("stopped by the test")
+
+    with pytest.raises(Cancelled):
+        stylus.generate(request, on_progress=cancel)
+    assert stylus.history.recent_images(1) == []
+    assert len(stylus.generate(request)) == 1
+
+
+def test_caller_is_the_composer(stylus: Stylus) -> None:
+    picks = [Pick(id="pocket:star", weight=0.5, task="star"), Pick(id="pocket:heart")]
+    composition = stylus.compose("a star and a heart", picks=picks)
+    assert composition.composer == "caller"
+    assert [(c.adapter_id, c.weight) for c in composition.choices][0] == ("pocket:star", 0.5)
+    assert composition.choices[1].weight == stylus.catalog.require(["pocket:heart"])[0].weight
+
+
+@pytest.mark.parametrize(
+    ("prompt", "picks", "error", "words"),
+    [
+        ("  \x00 ", None, InvalidInput, "empty"),
+        ("x" * 100_000, None, InvalidInput, "100,000"),
+        ("a star", [Pick(id="pocket:stra")], NotFound, "pocket:star"),
+        ("a star", [Pick(id="pocket:star"), Pick(id="pocket:star")], InvalidInput, "more than once"),
+        ("a star", [Pick(id=f"pocket:a{i}") for i in range(21)], InvalidInput, "at most 20"),
+    ],
+)
+def test_bad_compositions_say_what_to_do(
+    stylus: Stylus, prompt: str, picks: list[Pick] | None, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        stylus.compose(prompt, picks=picks)
+
+
+def test_adapter_of_another_base_model_is_refused(stylus: Stylus) -> None:
+    other = next(a for a in stylus.catalog.all() if a.base_model == BaseModelFamily.SD15)
+    with pytest.raises(InvalidInput, match="was made for sd15, not for pocket"):
+        stylus.compose("a star", picks=[Pick(id=other.id)])
+
+
+def test_search_limits(stylus: Stylus) -> None:
+    assert len(stylus.search("star", limit=150, filters=Filters())) > 20
+    for limit in (0, 151):
+        with pytest.raises(InvalidInput, match="limit"):
+            stylus.search("star", limit=limit)
+
+
+def test_image_ids_are_stable_for_jobs_and_fresh_otherwise() -> None:
+    assert image_id("job", 0) == image_id("job", 0) != image_id("job", 1)
+    assert image_id(None, 0) != image_id(None, 0)
