@@ -1,4 +1,4 @@
-"""The wheel holds what runs: both packages, the migrations and the pocket world; and it works away from the checkout."""
+"""The wheel holds what runs (both packages, migrations, the pocket world) and works away from the checkout."""
 
 import os
 import subprocess

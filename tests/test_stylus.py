@@ -70,7 +70,7 @@ def test_caller_is_the_composer(stylus: Stylus) -> None:
     picks = [Pick(id="pocket:star", weight=0.5, task="star"), Pick(id="pocket:heart")]
     composition = stylus.compose("a star and a heart", picks=picks)
     assert composition.composer == "caller"
-    assert [(c.adapter_id, c.weight) for c in composition.choices][0] == ("pocket:star", 0.5)
+    assert (composition.choices[0].adapter_id, composition.choices[0].weight) == ("pocket:star", 0.5)
     assert composition.choices[1].weight == stylus.catalog.require(["pocket:heart"])[0].weight
 
 
