@@ -1,0 +1,24 @@
+"""`python -m server`: the same as `stylus serve`, without the command line's other imports."""
+
+import argparse
+import sys
+
+from server.app import run
+from stylus.errors import SettingsError
+from stylus.settings import Settings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m server", description="Serve the tools of Stylus to MCP clients.")
+    parser.add_argument("--http", action="store_true", help="streamable HTTP at /mcp instead of stdio")
+    parser.add_argument("--host", default="127.0.0.1", help="others than loopback need STYLUS_TOKENS")
+    parser.add_argument("--port", type=int, default=8765)
+    options = parser.parse_args()
+    try:
+        run(Settings.read(), http=options.http, host=options.host, port=options.port)
+    except SettingsError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

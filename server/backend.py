@@ -1,0 +1,87 @@
+"""What lives as long as the server: Stylus, the queue and the one worker. Opened beside the protocol, not before it:
+a client gets its answer to `initialize` at once, and a database that is away at the start is tried again by each call.
+"""
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from stylus.errors import DatabaseUnavailable, StylusError
+from stylus.settings import Settings
+
+if TYPE_CHECKING:
+    from stylus.jobs import Jobs
+    from stylus.stylus import Stylus
+
+logger = logging.getLogger(__name__)
+
+WAIT = 40.0
+"""Seconds. Claude Desktop gives up on a call after about 60, whatever its progress says."""
+PATIENCE = 1.5
+"""Seconds that a closing server waits for its worker to hand its job back. Clients kill a server after two."""
+
+
+class Backend:
+    """Opens what the tools need on first use, once, whichever thread asks first."""
+
+    def __init__(self, settings: Settings, wait: float = WAIT) -> None:
+        """`wait`: seconds that a call may wait for its images before it answers that they are being made."""
+        self.settings = settings
+        self.wait = wait
+        self.closing = threading.Event()
+        self._lock = threading.Lock()
+        self._opened: tuple[Stylus, Jobs] | None = None
+        self._worker: threading.Thread | None = None
+
+    @property
+    def stylus(self) -> "Stylus":
+        """Raises DatabaseUnavailable, StorageError."""
+        return self._open()[0]
+
+    @property
+    def jobs(self) -> "Jobs":
+        """Raises DatabaseUnavailable, StorageError."""
+        return self._open()[1]
+
+    def _open(self) -> "tuple[Stylus, Jobs]":
+        with self._lock:
+            if self.closing.is_set():
+                raise DatabaseUnavailable("The server is stopping. Start it again, then repeat the call.")
+            if self._opened is None:
+                # procrastinate and pydantic-ai: two seconds that `initialize` does not wait for
+                from stylus.jobs import Jobs
+                from stylus.stylus import Stylus
+
+                stylus = Stylus(self.settings)
+                jobs = Jobs(stylus)
+                self._opened = stylus, jobs
+                self._worker = threading.Thread(
+                    target=jobs.run_worker, args=(self.closing,), name="worker", daemon=True
+                )
+                self._worker.start()
+            return self._opened
+
+    def open_soon(self) -> None:
+        """Starts to open and to warm up, in the background."""
+        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+
+    def _warm_up(self) -> None:
+        try:
+            self.stylus.embedder.queries(["warm up"])
+        except StylusError as error:
+            logger.warning("Not ready yet: %s", error)  # each call tries again and tells its caller
+
+    def check(self) -> None:
+        """Raises DatabaseUnavailable if the database does not answer."""
+        with self.stylus.database.connection() as connection:
+            connection.execute("SELECT 1")
+
+    def close(self) -> None:
+        """Hands the running job back to the queue and closes the database."""
+        self.closing.set()
+        if self._worker is not None:
+            self._worker.join(PATIENCE)
+        with self._lock:
+            if self._opened is not None:
+                self._opened[0].close()
+                self._opened = None

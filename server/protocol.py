@@ -1,0 +1,66 @@
+"""The one place where our errors become errors of the protocol.
+
+The SDK hides every exception but its own from the client, which is right for bugs. A StylusError is made to be read by
+the caller, so it is let through; a value that the schema refuses is explained without pydantic's links and dumps.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import mcp_types as types
+from mcp.server import MCPServer
+from mcp.server.lowlevel.helper_types import ReadResourceContents
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError, UnexpectedResourceError
+from pydantic import AnyUrl, ValidationError
+
+from server.backend import Backend
+from stylus.errors import NotFound, StylusError
+
+
+class StylusServer(MCPServer[Backend]):
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Backend, Any] | None = None
+    ) -> types.CallToolResult | types.InputRequiredResult:
+        self._refuse_unknown(name, arguments)
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as error:
+            cause = error.__cause__
+            if isinstance(cause, StylusError):
+                raise ToolError(str(cause)) from cause
+            if isinstance(cause, ValidationError):
+                raise ToolError(explained(cause)) from cause
+            raise
+
+    def _refuse_unknown(self, name: str, arguments: dict[str, Any]) -> None:
+        """The SDK drops arguments that a tool does not have: a picture without what was asked for would be worse."""
+        schema = self._tool_input_schema(name)
+        known = schema.get("properties", {}) if schema else arguments
+        if unknown := [argument for argument in arguments if argument not in known]:
+            raise ToolError(f"{name} has no argument {unknown[0][:60]!r}. It has: {', '.join(known)}.")
+
+    async def read_resource(
+        self, uri: AnyUrl | str, context: Context[Backend, Any] | None = None
+    ) -> Iterable[ReadResourceContents] | types.InputRequiredResult:
+        try:
+            return await super().read_resource(uri, context)
+        except UnexpectedResourceError as error:
+            cause = error.__cause__
+            if isinstance(cause, NotFound):
+                raise ResourceNotFoundError(str(cause)) from cause
+            if isinstance(cause, StylusError):
+                raise ResourceError(str(cause)) from cause
+            raise
+
+
+def explained(error: ValidationError) -> str:
+    """Which argument is wrong, what was passed, and what it may be, one clause each."""
+    clauses = []
+    for problem in error.errors(include_url=False, include_context=False):
+        where = ".".join(str(part) for part in problem["loc"]) or "arguments"
+        value = problem["input"]
+        long = isinstance(value, str) and len(value) > 60
+        passed = f"{len(value):,} characters" if long else repr(value)[:80]
+        clauses.append(f"{where}: {problem['msg']}" + ("" if problem["type"] == "missing" else f" (passed: {passed})"))
+    return "; ".join(dict.fromkeys(clauses)) + ". Mend this and call again."

@@ -1,0 +1,213 @@
+"""What the tools answer: objects that are enough by themselves for search and compose; content for pictures.
+
+Claude Code forwards only the structured content where a result has it and drops text and images, so a result with a
+picture has none; other clients drop resource links, so the text names every URI and path too.
+"""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import fsspec
+import mcp_types as types
+from mcp.server.mcpserver import Image as Picture
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, Field
+
+from stylus.errors import StorageError
+from stylus.records import Composition, ImageRecord, JobRecord, JobStatus, Match
+from stylus.trigger_words import with_trigger_words
+
+SHEET = 512
+"""Pixels: the longest side of the picture inside a result."""
+GAP = 4
+ONE_LINE = 200
+"""Characters of a card's text in a result: it was written by strangers, and the agent pays for each."""
+
+
+class Found(BaseModel):
+    id: str
+    name: str
+    category: str
+    base_model: str | None
+    description: str
+    trigger_words: list[str]
+    weight: float = Field(description="recommended")
+    score: float
+    why: str
+
+
+class SearchResult(BaseModel):
+    matches: list[Found]
+    note: str | None
+
+
+class Chosen(BaseModel):
+    id: str
+    name: str
+    weight: float
+    reason: str
+    trigger_words: list[str]
+
+
+class TaskResult(BaseModel):
+    keyword: str
+    adapters: list[Chosen]
+
+
+class ComposeResult(BaseModel):
+    composition_id: str
+    base_model: str
+    prompt: str = Field(description="with the trigger words")
+    tasks: list[TaskResult]
+    uncovered: list[str] = Field(description="keywords without an adapter")
+    composer: str
+    notes: list[str]
+
+
+def one_line(text: str, limit: int = ONE_LINE) -> str:
+    """`text` without line breaks and control characters, cut at `limit` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def found(match: Match) -> Found:
+    adapter = match.adapter
+    return Found(
+        id=adapter.id,
+        name=one_line(adapter.name, 80),
+        category=adapter.category,
+        base_model=adapter.base_model,
+        description=one_line(adapter.description),
+        trigger_words=[one_line(word, 60) for word in adapter.trigger_words[:5]],
+        weight=adapter.weight,
+        score=round(match.score, 3),
+        why=one_line(match.why),
+    )
+
+
+def composed(composition: Composition) -> ComposeResult:
+    return ComposeResult(
+        composition_id=composition.id,
+        base_model=composition.base_model,
+        prompt=with_trigger_words(composition.prompt, composition.choices),
+        tasks=_tasks(composition),
+        uncovered=list(composition.uncovered),
+        composer=composition.composer,
+        notes=[one_line(note) for note in composition.notes],
+    )
+
+
+def _tasks(composition: Composition) -> list[TaskResult]:
+    return [
+        TaskResult(
+            keyword=task.keyword,
+            adapters=[
+                Chosen(
+                    id=choice.adapter_id,
+                    name=one_line(choice.name, 80),
+                    weight=choice.weight,
+                    reason=one_line(choice.reason),
+                    trigger_words=[one_line(word, 60) for word in choice.trigger_words],
+                )
+                for choice in task.choices
+            ],
+        )
+        for task in composition.tasks
+    ]
+
+
+def job_result(job: JobRecord) -> types.CallToolResult:
+    """A job as content: JSON text; for a finished one also one small picture of all its images, and links to them."""
+    answer: dict[str, Any] = {"status": job.status.value, "job_id": job.id}
+    if job.status in (JobStatus.QUEUED, JobStatus.RUNNING):
+        answer["status"] = "running"
+        answer["progress"] = progress_line(job)
+        answer["note"] = "call job to wait; do not start it again"
+        return _content([_text(answer)])
+    if job.status is not JobStatus.DONE:
+        answer["error"] = job.error or "Cancelled before it started."
+        return _content([_text(answer)])
+    composition = job.request.composition
+    answer |= {
+        "composition_id": composition.id,
+        "seed": job.request.seed,
+        "tasks": [task.model_dump() for task in _tasks(composition)],
+        "images": [
+            {
+                "uri": image.uri,
+                "path": image.location,
+                "seed": image.seed,
+                "size": f"{image.width}x{image.height}",
+                "prompt": image.prompt,
+                "adapters": {id: round(weight, 4) for id, weight in image.adapters.items()},
+            }
+            for image in job.images
+        ],
+    }
+    if len(job.images) > 1:
+        answer["picture"] = "all images in order, row by row"
+    blocks: list[types.ContentBlock] = [_text(answer), contact_sheet(job.images)]
+    return _content(blocks + [_link(image) for image in job.images])
+
+
+def progress_line(job: JobRecord) -> str:
+    progress = job.progress
+    return f"{progress.stage} {progress.done}/{progress.total}" if progress.total else progress.stage
+
+
+def _content(blocks: list[types.ContentBlock]) -> types.CallToolResult:
+    return types.CallToolResult(content=blocks)
+
+
+def _text(answer: dict[str, Any]) -> types.TextContent:
+    return types.TextContent(type="text", text=json.dumps(answer, ensure_ascii=False))
+
+
+def _link(image: ImageRecord) -> types.ResourceLink:
+    return types.ResourceLink(
+        type="resource_link", uri=image.uri, name=f"image {image.index} (seed {image.seed}).png", mime_type="image/png"
+    )
+
+
+def read_image(image: ImageRecord) -> bytes:
+    """The PNG file. Raises StorageError."""
+    try:
+        with fsspec.open(image.location, "rb") as file:
+            content: bytes = file.read()
+    except OSError as error:
+        raise StorageError(
+            f"The file of image {image.id} can't be read ({error}). If it was deleted, repeat seed {image.seed}."
+        ) from error
+    return content
+
+
+def contact_sheet(images: Sequence[ImageRecord]) -> types.ImageContent:
+    """All images in one JPEG (every client shows it) of at most SHEET pixels a side, near square; small images are
+    enlarged by whole factors, so that they stay crisp."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    room = (SHEET - GAP * (columns - 1)) // columns
+    tiles = [_fitted(image, room) for image in images]
+    width, height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
+    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
+    for place, tile in enumerate(tiles):
+        row, column = divmod(place, columns)
+        sheet.paste(tile, (column * (width + GAP), row * (height + GAP)))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=88)
+    return Picture(data=buffer.getvalue(), format="jpeg").to_image_content()
+
+
+def _fitted(image: ImageRecord, room: int) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(read_image(image))).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise StorageError(f"The file of image {image.id} ({image.location}) is not a picture any more.") from error
+    factor = room // max(picture.size)
+    if factor > 1:
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    picture.thumbnail((room, room), Image.Resampling.LANCZOS)
+    return picture

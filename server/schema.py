@@ -1,0 +1,64 @@
+"""Makes what `tools/list` sends small: every agent pays for it in each conversation, and some clients cut it.
+
+pydantic repeats each name as a title, writes an optional argument as a choice between its type and null, and keeps
+nested types apart under `$defs`, which not every client resolves. What is accepted stays the same.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from mcp.server.mcpserver.tools import Tool
+from mcp_types import ToolAnnotations
+
+
+def tool(function: Callable[..., Any], title: str, annotations: ToolAnnotations, *, structured: bool) -> Tool:
+    """`function` as a tool; its docstring, as one paragraph, is the description."""
+    description = " ".join(inspect.cleandoc(function.__doc__ or "").split())
+    made = Tool.from_function(
+        function, title=title, description=description, annotations=annotations, structured_output=structured
+    )
+    made.parameters = slim(made.parameters)
+    if made.fn_metadata.output_schema is not None:
+        made.fn_metadata.output_schema = _inlined(made.fn_metadata.output_schema, {})
+    return made
+
+
+def slim(schema: dict[str, Any]) -> dict[str, Any]:
+    """A tool's input schema with types in place, without titles, and with optional arguments merely not required."""
+    short = _inlined(schema, {})
+    short["properties"] = {name: _optional(property) for name, property in short["properties"].items()}
+    return short
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(schema, list):
+        return [_inlined(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    definitions = definitions | schema.get("$defs", {})
+    if "$ref" in schema:
+        target = definitions[schema["$ref"].rpartition("/")[2]]
+        if "enum" in target:  # what each value means is said where it is used
+            target = {key: value for key, value in target.items() if key != "description"}
+        schema = target | {key: value for key, value in schema.items() if key != "$ref"}
+    kept = {key: value for key, value in schema.items() if key != "$defs" and not (key == "title" and _is_text(value))}
+    short = {key: _inlined(value, definitions) for key, value in kept.items()}
+    if "properties" in short and short.get("type") == "object":
+        short["properties"] = {name: _optional(part) for name, part in short["properties"].items()}
+    return short
+
+
+def _is_text(value: Any) -> bool:
+    """A title, not a property that is called title."""
+    return isinstance(value, str)
+
+
+def _optional(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without null: who does not want to say anything leaves the argument away. Results, which do say null, have no
+    default there and stay."""
+    if schema.get("default", "") is not None or "anyOf" not in schema:
+        return schema
+    choices = [choice for choice in schema["anyOf"] if choice != {"type": "null"}]
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+    return choices[0] | rest if len(choices) == 1 else {"anyOf": choices} | rest

@@ -1,0 +1,268 @@
+"""The queue against real Postgres and real workers in threads; the renderer is a small one that takes its time."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import psycopg
+import pytest
+
+from stylus.database import Database
+from stylus.errors import Cancelled, GenerationError, NotFound
+from stylus.history import History
+from stylus.jobs import Jobs
+from stylus.records import (
+    BaseModelFamily,
+    Composition,
+    ImageRecord,
+    JobRecord,
+    JobStatus,
+    OnProgress,
+    Progress,
+    Request,
+)
+
+
+class Painter:
+    """Renders `steps` steps of 20 ms and keeps its images in the history, as Stylus does."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.steps = 5
+        self.started: list[str] = []
+        self.failure: Callable[[], None] = lambda: None
+
+    def generate(self, what: Request, *, on_progress: OnProgress, job_id: str) -> list[ImageRecord]:
+        self.started.append(job_id)
+        for step in range(self.steps):
+            time.sleep(0.02)
+            on_progress(Progress(stage="generating", done=step + 1, total=self.steps))
+        self.failure()
+        images = [
+            ImageRecord(
+                id=f"{job_id}-{index}", uri=f"stylus://images/{job_id}-{index}", location="nowhere.png", index=index,
+                seed=what.seed + index, prompt=what.composition.prompt, width=64, height=64, adapters={}, job_id=job_id,
+                created_at=datetime.now(UTC),
+            )
+            for index in range(what.count)
+        ]  # fmt: skip
+        return list(History(self.database).save_images(images))
+
+
+@pytest.fixture
+def painter(database: Database) -> Painter:
+    return Painter(database)
+
+
+@pytest.fixture
+def jobs(painter: Painter) -> Jobs:
+    return Jobs(painter, heartbeat=0.2, stalled=1.0)
+
+
+@contextlib.contextmanager
+def worker(jobs: Jobs) -> Iterator[threading.Event]:
+    stop = threading.Event()
+    thread = threading.Thread(target=jobs.run_worker, args=(stop,), daemon=True)
+    thread.start()
+    yield stop
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def request(count: int = 1) -> Request:
+    composition = Composition(id="c", prompt="a star", base_model=BaseModelFamily.POCKET, tasks=(), composer="caller")
+    return Request(composition=composition, count=count, seed=7)
+
+
+def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_job_ends_with_its_images_in_order_and_tells_its_progress(jobs: Jobs) -> None:
+    told: list[Progress] = []
+    submitted = jobs.submit(request(count=3))
+    assert submitted.status is JobStatus.QUEUED
+    with worker(jobs):
+        job = jobs.wait(submitted.id, timeout=10, on_progress=told.append)
+    assert job.status is JobStatus.DONE
+    assert [image.index for image in job.images] == [0, 1, 2]
+    assert [image.seed for image in job.images] == [7, 8, 9]
+    assert told[0].stage == "queued"
+    assert told[-1] == Progress(stage="generating", done=5, total=5)
+
+
+def test_wait_returns_an_unfinished_job_when_its_time_is_over(jobs: Jobs) -> None:
+    submitted = jobs.submit(request())
+    start = time.monotonic()
+    assert jobs.wait(submitted.id, timeout=0.2).status is JobStatus.QUEUED
+    assert 0.2 <= time.monotonic() - start < 2
+
+
+def test_the_same_request_id_is_the_same_job(jobs: Jobs) -> None:
+    first = jobs.submit(request(), request_id="mine")
+    assert jobs.submit(request(), request_id="mine").id == first.id
+    assert jobs.submit(request(), request_id="other").id != first.id
+    assert jobs.find("mine") == first
+    assert jobs.find("nobody's") is None
+
+
+def test_one_row_on_the_queue_for_each_job(jobs: Jobs, database: Database) -> None:
+    for _ in range(2):
+        jobs.submit(request(), request_id="mine")
+    with database.connection() as connection:
+        assert connection.execute("select count(*) from procrastinate_jobs").fetchone() == (1,)
+
+
+def test_an_unknown_id_says_where_ids_come_from(jobs: Jobs) -> None:
+    with pytest.raises(NotFound, match=r"'nope'.*generate_image"):
+        jobs.get("nope")
+    with pytest.raises(NotFound):
+        jobs.cancel("nope")
+
+
+def test_a_queued_job_is_cancelled_at_once_and_never_rendered(jobs: Jobs, painter: Painter) -> None:
+    cancelled = jobs.submit(request())
+    assert jobs.cancel(cancelled.id).status is JobStatus.CANCELLED
+    with worker(jobs):
+        assert jobs.wait(jobs.submit(request()).id, timeout=10).status is JobStatus.DONE
+    assert cancelled.id not in painter.started
+
+
+def test_a_running_job_is_cancelled_within_a_step(jobs: Jobs, painter: Painter) -> None:
+    painter.steps = 10_000
+    job = jobs.submit(request())
+    with worker(jobs):
+        until(lambda: jobs.get(job.id).progress.done > 2)
+        start = time.monotonic()
+        assert jobs.cancel(job.id).status in (JobStatus.RUNNING, JobStatus.CANCELLED)
+        assert jobs.wait(job.id, timeout=5).status is JobStatus.CANCELLED
+        assert time.monotonic() - start < 1
+
+
+def test_a_finished_job_is_not_cancelled_any_more(jobs: Jobs) -> None:
+    job = jobs.submit(request())
+    with worker(jobs):
+        jobs.wait(job.id, timeout=10)
+    assert jobs.cancel(job.id).status is JobStatus.DONE
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (GenerationError("The picture holds NaN. Lower the weights."), "The picture holds NaN. Lower the weights."),
+        (ZeroDivisionError("secret"), "Rendering failed unexpectedly (ZeroDivisionError)"),
+    ],
+)
+def test_a_failed_job_says_why_and_the_next_one_is_done(
+    jobs: Jobs, painter: Painter, error: Exception, said: str
+) -> None:
+    def fail() -> None:
+        painter.failure = lambda: None
+        raise error
+
+    painter.failure = fail
+    with worker(jobs):
+        failed = jobs.wait(jobs.submit(request()).id, timeout=10)
+        assert jobs.wait(jobs.submit(request()).id, timeout=10).status is JobStatus.DONE
+    assert failed.status is JobStatus.FAILED
+    assert failed.error is not None
+    assert failed.error.startswith(said)
+    assert "secret" not in failed.error
+
+
+def test_a_stopping_worker_hands_its_job_back_and_the_next_worker_does_it(jobs: Jobs, painter: Painter) -> None:
+    painter.steps = 10_000
+    job = jobs.submit(request())
+    with worker(jobs):
+        until(lambda: jobs.get(job.id).status is JobStatus.RUNNING)
+    assert jobs.get(job.id).status is JobStatus.QUEUED
+    painter.steps = 2
+    with worker(jobs):
+        assert jobs.wait(job.id, timeout=10).status is JobStatus.DONE
+    assert painter.started == [job.id, job.id]
+
+
+def test_the_job_of_a_dead_worker_goes_to_another_one(jobs: Jobs, database: Database) -> None:
+    job = jobs.submit(request())
+    with database.connection() as connection:  # a worker took the job and was killed some time ago
+        [dead] = connection.execute(
+            "insert into procrastinate_workers (last_heartbeat) values (now() - interval '1 hour') returning id"
+        ).fetchone() or [None]
+        connection.execute("select procrastinate_fetch_job_v2(null, %s)", [dead])
+    assert jobs.retry_stalled() == 1
+    assert jobs.retry_stalled() == 0
+    with worker(jobs):
+        assert jobs.wait(job.id, timeout=10).status is JobStatus.DONE
+
+
+def test_the_job_of_a_live_worker_stays(jobs: Jobs, painter: Painter) -> None:
+    painter.steps = 100  # two seconds: longer than a worker may be silent
+    job = jobs.submit(request())
+    with worker(jobs):
+        assert jobs.wait(job.id, timeout=10).status is JobStatus.DONE
+    assert painter.started == [job.id]
+
+
+def test_an_outdated_attempt_stops_and_changes_nothing(jobs: Jobs, painter: Painter, database: Database) -> None:
+    painter.steps = 10_000
+    job = jobs.submit(request())
+    with worker(jobs):
+        until(lambda: jobs.get(job.id).progress.done > 0)
+        with database.connection() as connection:  # another worker begins the same job
+            connection.execute('update jobs set attempt = attempt + 1, progress = \'{"stage": "theirs"}\'')
+        time.sleep(0.5)
+        stands = jobs.get(job.id)
+    assert (stands.status, stands.progress.stage) == (JobStatus.RUNNING, "theirs")
+
+
+def test_a_job_that_ends_its_workers_is_given_up(jobs: Jobs, painter: Painter, database: Database) -> None:
+    job = jobs.submit(request())
+    with database.connection() as connection:
+        connection.execute("update jobs set status = 'running', deaths = 4")
+    with worker(jobs):
+        ended = jobs.wait(job.id, timeout=10)
+    assert ended.status is JobStatus.FAILED
+    assert ended.error is not None
+    assert "5 workers ended" in ended.error
+    assert painter.started == []
+
+
+def test_every_job_ends_once_though_all_connections_are_cut_again_and_again(
+    jobs: Jobs, database: Database, painter: Painter
+) -> None:
+    submitted = [jobs.submit(request(count=2)) for _ in range(8)]
+    with worker(jobs):
+        for _ in range(6):
+            time.sleep(0.3)
+            with psycopg.connect(database.url, autocommit=True) as connection:
+                connection.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity "
+                    "where datname = current_database() and pid <> pg_backend_pid()"
+                )
+        ended = [jobs.wait(job.id, timeout=30) for job in submitted]
+    assert [job.status for job in ended] == [JobStatus.DONE] * 8
+    assert [len(job.images) for job in ended] == [2] * 8
+    with database.connection() as connection:
+        assert connection.execute("select count(*) from images").fetchone() == (16,)
+
+
+def test_a_callback_may_end_the_wait(jobs: Jobs) -> None:
+    def refuse(_: Progress) -> None:
+        raise Cancelled("enough")
+
+    job = jobs.submit(request())
+    with pytest.raises(Cancelled, match="enough"):
+        jobs.wait(job.id, timeout=5, on_progress=refuse)
+
+
+def test_records_survive_the_way_through_the_database(jobs: Jobs) -> None:
+    asked = request(count=2)
+    job = jobs.submit(asked)
+    assert job.request == asked
+    assert JobRecord.model_validate_json(job.model_dump_json()) == job
