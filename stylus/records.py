@@ -275,6 +275,8 @@ class ImageRecord(Record):
     composition_id: str | None = None
     job_id: str | None = None
     created_at: datetime
+    seconds: Mapping[str, float] = {}
+    """What its whole request took: `checkpoint` (0 when in memory), `load` (adapters) and `generate`."""
     provenance: Mapping[str, Any] = {}
     """The JSON record that is also inside the PNG."""
 
@@ -297,4 +299,6 @@ class JobRecord(Record):
     progress: Progress
     error: str | None = None
     images: tuple[ImageRecord, ...] = ()
+    seconds: Mapping[str, float] = {}
+    """Of a done job: `queue`, `start` (imports, checkpoint, waiting for the device), `load` (adapters), `generate`."""
     created_at: datetime

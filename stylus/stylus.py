@@ -189,6 +189,7 @@ class Stylus:
             composition_id=request.composition.id,
             job_id=job_id,
             created_at=datetime.now(UTC),
+            seconds=rendered.seconds,
             provenance=rendered.provenance,
         )
 

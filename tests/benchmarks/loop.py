@@ -11,7 +11,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from stylus.ingest import ingest_pocket
 from stylus.lexical_composer import Limits
@@ -57,7 +56,7 @@ def _time_one(stylus: Stylus, text: str, batch: int) -> dict[str, float]:
     composition = stylus.compose(text, base_model=BaseModelFamily.POCKET)
     stylus.generator.forget_adapters()
     images = stylus.generate(composition, count=batch, seed=1)
-    seconds: dict[str, Any] = images[0].provenance["seconds"]
+    seconds = images[0].seconds
     return {"search": found - start, "compose": composed - found, **{s: seconds[s] for s in ("load", "generate")}}
 
 
