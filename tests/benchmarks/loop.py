@@ -14,7 +14,6 @@ from pathlib import Path
 
 from stylus.ingest import ingest_pocket
 from stylus.lexical_composer import Limits
-
 from stylus.pocket import prompts
 from stylus.records import BaseModelFamily
 from stylus.settings import Settings
