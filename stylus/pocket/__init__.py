@@ -26,7 +26,15 @@ JUDGE = ROOT / "judge.safetensors"
 
 Kind = Literal["subject", "style", "background"]
 Quality = Literal[
-    "good", "weak", "undertrained", "overstrong", "inverted", "mislabelled", "wrong_base", "empty_card", "misleading_card"
+    "good",
+    "weak",
+    "undertrained",
+    "overstrong",
+    "inverted",
+    "mislabelled",
+    "wrong_base",
+    "empty_card",
+    "misleading_card",
 ]
 
 

@@ -1,0 +1,1 @@
+"""How the pocket world is made: the renderer, the training scripts and the evaluation."""

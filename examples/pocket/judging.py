@@ -1,0 +1,127 @@
+"""Trains the judge: a multi-label classifier on pictures of the renderer, roughened and sent through the codec.
+
+Half of what it sees has been through the codec with noise on the latents, for it must read generated pictures.
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from examples.pocket.clip import roughen
+from examples.pocket.renderer import Scene, draw
+from examples.pocket.scenes import any_scene, scene
+from examples.pocket.words import CONCEPTS, SHAPES
+from stylus.pocket.judge import Network
+
+STEPS, BATCH, RATE = 7000, 64, 2e-3
+PICTURES, HELD = 30_000, 6_000
+NAMES = (*SHAPES, *CONCEPTS)
+
+
+def scenes(count: int, rng: np.random.Generator) -> list[Scene]:
+    """Mostly scenes with concepts, alone and mixed; a quarter are plain base scenes."""
+    return [any_scene(rng) if rng.random() < 0.75 else scene(rng)[0] for _ in range(count)]
+
+
+def labels(scene: Scene) -> list[float]:
+    """1 for each concept in the scene."""
+    return [float(name in scene.labels) for name in NAMES]
+
+
+def round_trip(vae: AutoencoderKL, pictures: Tensor, noise: float) -> Tensor:
+    """uint8 pictures through the codec, with noise on the latents."""
+    out = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for part in pictures.split(100):
+            latents = vae.encode(part.float() / 127.5 - 1).latent_dist.mean
+            decoded = vae.decode(latents + noise * torch.rand(len(part), 1, 1, 1) * torch.randn_like(latents)).sample
+            out.append(((decoded.float().clamp(-1, 1) + 1) * 127.5 + 0.5).byte())
+    return torch.cat(out)
+
+
+def dataset(vae: AutoencoderKL, count: int, seed: int, noise: float) -> tuple[Tensor, Tensor]:
+    """Pictures uint8 and labels; every second picture went through the codec."""
+    rng = np.random.default_rng(seed)
+    drawn = scenes(count, rng)
+    pictures = np.stack([(draw(s, rng) * 255 + 0.5).astype(np.uint8).transpose(2, 0, 1) for s in drawn])
+    data, target = torch.from_numpy(pictures), torch.tensor([labels(s) for s in drawn])
+    data[::2] = round_trip(vae, data[::2], noise)
+    return data, target
+
+
+def thresholds(scores: Tensor, target: Tensor) -> Tensor:
+    """Per concept, the threshold in the middle (in logits) of those that err least on both sides."""
+    grid = torch.linspace(-4, 4, 81)
+    out = []
+    for column in range(target.shape[1]):
+        positive, negative = scores[target[:, column] > 0, column], scores[target[:, column] == 0, column]
+        loss = torch.stack([(positive < t).float().mean() + 2 * (negative >= t).float().mean() for t in grid])
+        best = grid[loss <= loss.min() + 1e-4]
+        out.append(best.mean())
+    return torch.stack(out)
+
+
+def report(found: Tensor, target: Tensor) -> dict[str, dict[str, float | str]]:
+    """Recall, false positives and the commonest mistake of each concept."""
+    rows: dict[str, dict[str, float | str]] = {}
+    for i, name in enumerate(NAMES):
+        there = target[:, i] > 0
+        wrong = (found[there] * (1 - target[there])).mean(0)
+        worst = int(wrong.argmax())
+        rows[name] = {
+            "recall": round(float(found[there, i].mean()), 4),
+            "false_positives": round(float(found[~there, i].mean()), 4),
+            "most_often_taken_for": NAMES[worst] if wrong[worst] > 0.005 else "",
+            "share": round(float(wrong[worst]), 4),
+        }
+    return rows
+
+
+def train(work: Path) -> None:
+    """Train and write `work/judge.safetensors` and `work/judge.json` with the held-out figures."""
+    torch.manual_seed(20)
+    rng = np.random.default_rng(21)
+    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    data, target = dataset(vae, PICTURES, 22, noise=0.35)
+    print("rendered", flush=True)
+    network = Network(len(NAMES))
+    optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=1e-2)
+    start, average = time.time(), math.nan
+    for step in range(STEPS):
+        for group in optimiser.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / STEPS)) + 1e-6
+        chosen = torch.from_numpy(rng.integers(0, PICTURES, BATCH))
+        logits = network(roughen(data[chosen].float() / 127.5 - 1, rng))
+        loss = F.binary_cross_entropy_with_logits(logits, target[chosen]) * 10
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        average = loss.item() if math.isnan(average) else 0.98 * average + 0.02 * loss.item()
+        if step % 100 == 0:
+            print(f"{step} loss {average:.4f} {time.time() - start:.0f}s", flush=True)
+    network.eval()
+    tuned = score(network, *dataset(vae, HELD, 23, noise=0.2))
+    limits = thresholds(*tuned)
+    logits, truth = score(network, *dataset(vae, HELD, 24, noise=0.2))
+    found = (logits >= limits).float()
+    rows = report(found, truth)
+    matrix = ((truth.T @ found) / truth.sum(0)[:, None]).round(decimals=4).tolist()
+    (work / "judge.json").write_text(json.dumps({"rows": rows, "names": NAMES, "matrix": matrix}), encoding="utf-8")
+    state = {key: value.half() for key, value in network.state_dict().items()} | {"thresholds": limits.sigmoid()}
+    save_file(state, work / "judge.safetensors", metadata={"concepts": " ".join(NAMES)})
+    low, high = min(float(r["recall"]) for r in rows.values()), max(float(r["false_positives"]) for r in rows.values())
+    print(f"judge: {STEPS} steps in {time.time() - start:.0f}s; lowest recall {low}, highest false positives {high}")
+
+
+def score(network: Network, data: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits beside the truth."""
+    with torch.no_grad():
+        return torch.cat([network(part.float() / 127.5 - 1) for part in data.split(200)]), target
