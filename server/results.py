@@ -134,6 +134,7 @@ def job_result(job: JobRecord) -> types.CallToolResult:
     answer |= {
         "composition_id": composition.id,
         "seed": job.request.seed,
+        "seconds": dict(job.seconds),
         "tasks": [task.model_dump() for task in _tasks(composition)],
         "images": [
             {

@@ -26,7 +26,7 @@ def tool(function: Callable[..., Any], title: str, annotations: ToolAnnotations,
 
 def slim(schema: dict[str, Any]) -> dict[str, Any]:
     """A tool's input schema with types in place, without titles, and with optional arguments merely not required."""
-    short = _inlined(schema, {})
+    short: dict[str, Any] = _inlined(schema, {})
     short["properties"] = {name: _optional(property) for name, property in short["properties"].items()}
     return short
 
