@@ -134,7 +134,7 @@ def job_result(job: JobRecord) -> types.CallToolResult:
     answer |= {
         "composition_id": composition.id,
         "seed": job.request.seed,
-        "seconds": dict(job.seconds),
+        "seconds": {stage: round(seconds, 4) for stage, seconds in job.images[0].seconds.items()},
         "tasks": [task.model_dump() for task in _tasks(composition)],
         "images": [
             {

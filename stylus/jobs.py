@@ -17,7 +17,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import procrastinate
@@ -44,8 +43,8 @@ DEATHS = 5
 """A job that was running when so many workers ended is what ends them."""
 FINISHED = frozenset({JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED})
 
-_BY_ID = "SELECT id, status, request, progress, error, seconds, created_at FROM jobs WHERE id = %s"
-_BY_REQUEST_ID = "SELECT id, status, request, progress, error, seconds, created_at FROM jobs WHERE request_id = %s"
+_BY_ID = "SELECT id, status, request, progress, error, created_at FROM jobs WHERE id = %s"
+_BY_REQUEST_ID = "SELECT id, status, request, progress, error, created_at FROM jobs WHERE request_id = %s"
 _IMAGES = "SELECT record FROM images WHERE job_id = %s ORDER BY index"
 _SUBMIT = """
 INSERT INTO jobs (id, request_id, request, progress) VALUES (%(id)s, %(request_id)s, %(request)s, %(progress)s)
@@ -62,8 +61,7 @@ UPDATE jobs SET progress = %(progress)s WHERE id = %(id)s AND attempt = %(attemp
 RETURNING cancel_requested
 """
 _FINISH = """
-UPDATE jobs SET status = %(status)s, error = %(error)s, finished_at = now(), seconds =
-    %(seconds)s || jsonb_build_object('queue', round(extract(epoch from started_at - created_at), 4))
+UPDATE jobs SET status = %(status)s, error = %(error)s, finished_at = now()
 WHERE id = %(id)s AND attempt = %(attempt)s AND status = 'running'
 """
 _HAND_BACK = """
@@ -255,10 +253,8 @@ class Jobs:
             return  # cancelled while it was queued, or done by a worker that could not say so to the queue
         attempt, deaths, content = started
 
-        spent = _Spent()
-
         def finish(status: JobStatus, error: str | None = None) -> None:
-            end = {"id": id, "attempt": attempt, "status": status.value, "error": error, "seconds": Jsonb(spent.end())}
+            end = {"id": id, "attempt": attempt, "status": status.value, "error": error}
             self._until_database(stop, lambda: self._execute(_FINISH, **end))
 
         if deaths >= DEATHS:
@@ -268,7 +264,6 @@ class Jobs:
         def report(progress: Progress) -> None:
             if stop.is_set():
                 raise _HandedBack("The worker is stopping.")
-            spent.enter(progress.stage)
             try:
                 row = self._execute(_REPORT, id=id, attempt=attempt, progress=_json(progress))
             except DatabaseUnavailable:
@@ -316,25 +311,6 @@ class Jobs:
 
 def _json(record: Progress | Request) -> Jsonb:
     return Jsonb(record.model_dump(mode="json"))
-
-
-class _Spent:
-    """Adds up the seconds of each stage, by the words of JobRecord.seconds."""
-
-    NAMES = MappingProxyType({"loading": "load", "generating": "generate", "decoding": "generate"})
-
-    def __init__(self) -> None:
-        self._stage, self._since = "start", time.monotonic()
-        self._seconds: dict[str, float] = {}
-
-    def enter(self, stage: str) -> None:
-        now = time.monotonic()
-        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + now - self._since
-        self._stage, self._since = self.NAMES.get(stage, "start"), now
-
-    def end(self) -> dict[str, float]:
-        self.enter("")
-        return {stage: round(seconds, 4) for stage, seconds in self._seconds.items()}
 
 
 def _stopper(stop: threading.Event) -> Callable[[int, Any], None]:

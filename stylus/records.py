@@ -299,6 +299,4 @@ class JobRecord(Record):
     progress: Progress
     error: str | None = None
     images: tuple[ImageRecord, ...] = ()
-    seconds: Mapping[str, float] = {}
-    """Of a done job: `queue`, `start` (imports, checkpoint, waiting for the device), `load` (adapters), `generate`."""
     created_at: datetime

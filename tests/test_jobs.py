@@ -93,8 +93,6 @@ def test_a_job_ends_with_its_images_in_order_and_tells_its_progress(jobs: Jobs) 
     assert job.status is JobStatus.DONE
     assert [image.index for image in job.images] == [0, 1, 2]
     assert [image.seed for image in job.images] == [7, 8, 9]
-    assert set(job.seconds) == {"queue", "start", "generate"}
-    assert 0.1 <= job.seconds["generate"] < 5
     assert told[0].stage == "queued"
     assert told[-1] == Progress(stage="generating", done=5, total=5)
 

@@ -19,7 +19,6 @@ def upgrade() -> None:
         deaths              integer not null default 0,
         cancel_requested    boolean not null default false,
         error               text,
-        seconds             jsonb not null default '{}',
         created_at          timestamptz not null default now(),
         started_at          timestamptz,
         finished_at         timestamptz
