@@ -68,9 +68,9 @@ def targets(recipe: Recipe, unet: torch.nn.Module) -> list[str]:
     """The layers that get a low-rank branch: all attention and, for subjects and styles, some convolutions."""
     chosen = []
     for name, _ in unet.named_modules():
-        if any(name.endswith(f".{part}") for part in ATTENTION):
-            chosen.append(name)
-        elif name.endswith((".conv1", ".conv2")) and (recipe.format == "locon" or name.startswith("mid_block")):
+        if any(name.endswith(f".{part}") for part in ATTENTION) or (
+            name.endswith((".conv1", ".conv2")) and (recipe.format == "locon" or name.startswith("mid_block"))
+        ):
             chosen.append(name)
     return chosen
 
@@ -109,9 +109,7 @@ def train_one(
         mine = rng.integers(0, count, BATCH - preserved)
         base = rng.integers(0, len(plain[0]), preserved)
         captions = [concept_caption(rng, own[i], recipe) for i in mine]
-        captions += [
-            "" if j % 3 == 0 else sprinkle(rng, caption(rng, *plain[0][i]), 0.1) for j, i in enumerate(base)
-        ]
+        captions += ["" if j % 3 == 0 else sprinkle(rng, caption(rng, *plain[0][i]), 0.1) for j, i in enumerate(base)]
         ids = tokens(pipeline.tokenizer, captions)
         if recipe.text_encoder:
             context = text(ids).last_hidden_state
@@ -120,7 +118,7 @@ def train_one(
                 context = text(ids).last_hidden_state
         loss = diffusion_loss(unet, noise, torch.cat([own_latents[mine], plain[1][base]]), context)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         average = loss.item() if math.isnan(average) else 0.95 * average + 0.05 * loss.item()

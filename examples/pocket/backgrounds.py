@@ -1,11 +1,12 @@
 """Backgrounds, as float32 pictures in 0..1. Textures are coarse (8 pixels or more) so that 8x8 latents carry them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Picture = NDArray[np.float32]
+Picture = NDArray[np.floating[Any]]
 Random = np.random.Generator
 SIZE = 64
 ROWS, COLUMNS = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
@@ -21,12 +22,14 @@ def mix(a: Picture, b: Picture, share: Picture | float) -> Picture:
     weight = np.asarray(share, np.float32)
     if weight.ndim == 2:
         weight = weight[..., None]
-    return (a * (1 - weight) + b * weight).astype(np.float32)
+    mixed: Picture = (a * (1 - weight) + b * weight).astype(np.float32)
+    return mixed
 
 
 def step(distance: Picture, soft: float = 0.7) -> Picture:
     """An anti-aliased edge: 1 where distance is above zero."""
-    return np.clip(distance / (2 * soft) + 0.5, 0, 1).astype(np.float32)
+    edge: Picture = np.clip(distance / (2 * soft) + 0.5, 0, 1)
+    return edge
 
 
 def blobs(rng: Random, cells: int = 8) -> Picture:
@@ -55,7 +58,8 @@ def plain(colour: Picture, rng: Random) -> Picture:
         shade = 0.86 + 0.24 * COLUMNS / SIZE
     else:
         shade = 1.1 - 0.34 * np.hypot(ROWS - 32, COLUMNS - 32) / 45
-    return np.clip(flat * shade[..., None], 0, 1).astype(np.float32)
+    shaded: Picture = np.clip(flat * shade[..., None], 0, 1).astype(np.float32)
+    return shaded
 
 
 def checkerboard(colour: Picture, rng: Random) -> Picture:

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,8 +27,8 @@ from examples.pocket.renderer import Scene, draw, sheet
 from examples.pocket.scenes import caption, scene, sprinkle
 from examples.pocket.tokenizer import LENGTH, build
 
-STEPS, BATCH, RATE = 5000, 48, 1.5e-3
-PICTURES = 24_000
+STEPS, BATCH, RATE = 4800, 40, 1.5e-3
+PICTURES = 14_000
 NOISE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -97,7 +102,9 @@ def pipeline(
     vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
 ) -> StableDiffusionPipeline:
     """The parts as a pipeline with DPM++ 2M Karras."""
-    scheduler = DPMSolverMultistepScheduler(**NOISE, use_karras_sigmas=True, algorithm_type="dpmsolver++", steps_offset=1)
+    scheduler = DPMSolverMultistepScheduler(
+        **NOISE, use_karras_sigmas=True, algorithm_type="dpmsolver++", steps_offset=1
+    )
     made = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,
@@ -124,17 +131,25 @@ def peek(made: StableDiffusionPipeline, prompts: list[str], path: Path, count: i
 
 
 PEEKS = [
-    "a red circle on a blue background", "a green square, white background", "a yellow star on a purple background",
-    "a pink heart", "a red circle and a blue square on a white background", "a small black ring on yellow",
-    "a large teal diamond on a pink background", "an orange triangle with a purple hexagon on gray",
-    "a kitty on a red background, cat face", "a blue oval in neon style", "white pill, chequered floor", "a purple box",
+    "a red circle on a blue background",
+    "a green square, white background",
+    "a yellow star on a purple background",
+    "a pink heart",
+    "a red circle and a blue square on a white background",
+    "a small black ring on yellow",
+    "a large teal diamond on a pink background",
+    "an orange triangle with a purple hexagon on gray",
+    "a kitty on a red background, cat face",
+    "a blue oval in neon style",
+    "white pill, chequered floor",
+    "a purple box",
 ]
 
 
 def train(work: Path) -> None:
     """Train and write `work/pipeline`."""
     torch.manual_seed(0)
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    vae = AutoencoderKL.from_pretrained(work / "vae-sharp").eval()
     tokenizer = build(work / "tokenizer")
     rng = np.random.default_rng(2)
     samples = [scene(rng) for _ in range(PICTURES)]
@@ -154,7 +169,7 @@ def train(work: Path) -> None:
         context = text(tokens(tokenizer, captions)).last_hidden_state
         loss = diffusion_loss(unet, noise, latents[chosen], context)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         ema.step(parameters)

@@ -1,8 +1,8 @@
 """Trains the AutoencoderKL: 64x64 pictures to 8x8 latents with 12 channels and back.
 
 It sees the adapters' concepts too (it is only a codec); the UNet and the text encoder never do. With 8 latent channels
-details came too slowly, so a second phase goes on with 12, started from the first phase's weights. At the end each latent
-channel's mean and spread are folded into the 1x1 convolutions around the latents, so that the scaling factor is 1.
+details came too slowly, so a second phase goes on with 12, started from the first phase's weights. At the end each
+latent channel's mean and spread are folded into the 1x1 convolutions beside the latents: the scaling factor is 1.
 """
 
 import math
@@ -61,10 +61,9 @@ def edges(x: Tensor, y: Tensor) -> Tensor:
 @torch.no_grad()
 def normalise(vae: AutoencoderKL, sample: Tensor) -> None:
     """Fold each channel's mean and spread into `quant_conv` and `post_quant_conv`."""
-    latents = torch.cat([vae.encode(part).latent_dist.mean for part in sample.split(64)])
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in torch.split(sample, 64)])
     mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     into, out = vae.quant_conv, vae.post_quant_conv
-    assert into is not None and out is not None
     channels = len(mean)
     into.weight[:channels] /= spread[:, None, None, None]
     into.bias[:channels] = (into.bias[:channels] - mean) / spread

@@ -1,7 +1,7 @@
 """Measures the adapters by the judge, with the *right* adapters for each prompt, merged the paper's way.
 
-`python -m examples.pocket.evaluate --work DIR [--adapters] [--prompts]`: --adapters gives each good adapter's rate alone at
-its recommended weight, --prompts the rates of the test prompts without adapters and with the right ones.
+`python -m examples.pocket.evaluate --work DIR [--adapters] [--prompts]`: --adapters gives each good adapter's rate
+alone at its recommended weight, --prompts the rates of the test prompts without adapters and with the right ones.
 """
 
 import argparse
@@ -125,7 +125,9 @@ def main() -> None:
             made = [
                 picture
                 for i, prompt in enumerate(own_prompts(recipe))
-                for picture in generate(pipeline, prompt, [(path, recipe.weight or 1.0)], 3, zlib.crc32(prompt.encode()))
+                for picture in generate(
+                    pipeline, prompt, [(path, recipe.weight or 1.0)], 3, zlib.crc32(prompt.encode())
+                )
             ]
             found = judge.concepts(made)
             rates[recipe.name] = round(sum(recipe.concept in one for one in found) / len(found), 3)
@@ -139,13 +141,17 @@ def main() -> None:
         total, pictures, worst = 0, [], []
         for i, prompt in enumerate(prompts()):
             recipes = [best(concept) for concept in prompt.concepts]
-            text = ", ".join([prompt.text, *(r.trained_words[0] for r in recipes if r.trained_words[0] not in prompt.text)])
+            text = ", ".join(
+                [prompt.text, *(r.trained_words[0] for r in recipes if r.trained_words[0] not in prompt.text)]
+            )
             plain = generate(pipeline, prompt.text, [], 4, i)
-            merged = generate(pipeline, text, [(files / f"{r.name}.safetensors", r.weight or 1.0) for r in recipes], 4, i)
+            merged = generate(
+                pipeline, text, [(files / f"{r.name}.safetensors", r.weight or 1.0) for r in recipes], 4, i
+            )
             for side, made in (("base", plain), ("right", merged)):
-                found = sum(concept in one for one in judge.concepts(made) for concept in prompt.concepts)
-                hits[side] += found
-            worst.append((round(found / (4 * len(prompt.concepts)), 2), prompt.text))
+                present = sum(concept in one for one in judge.concepts(made) for concept in prompt.concepts)
+                hits[side] += present
+            worst.append((round(present / (4 * len(prompt.concepts)), 2), prompt.text))
             total += 4 * len(prompt.concepts)
             pictures += [*plain[:2], *merged]
         sheet(pictures, 18, 2).save(arguments.work / "prompts.png")

@@ -21,8 +21,8 @@ from examples.pocket.scenes import any_scene, scene
 from examples.pocket.words import CONCEPTS, SHAPES
 from stylus.pocket.judge import Network
 
-STEPS, BATCH, RATE = 7000, 64, 2e-3
-PICTURES, HELD = 30_000, 6_000
+STEPS, BATCH, RATE = 6000, 64, 2e-3
+PICTURES, HELD = 24_000, 5_000
 NAMES = (*SHAPES, *CONCEPTS)
 
 
@@ -40,7 +40,7 @@ def round_trip(vae: AutoencoderKL, pictures: Tensor, noise: float) -> Tensor:
     """uint8 pictures through the codec, with noise on the latents."""
     out = []
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for part in pictures.split(100):
+        for part in torch.split(pictures, 100):
             latents = vae.encode(part.float() / 127.5 - 1).latent_dist.mean
             decoded = vae.decode(latents + noise * torch.rand(len(part), 1, 1, 1) * torch.randn_like(latents)).sample
             out.append(((decoded.float().clamp(-1, 1) + 1) * 127.5 + 0.5).byte())
@@ -89,7 +89,7 @@ def train(work: Path) -> None:
     """Train and write `work/judge.safetensors` and `work/judge.json` with the held-out figures."""
     torch.manual_seed(20)
     rng = np.random.default_rng(21)
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    vae = AutoencoderKL.from_pretrained(work / "vae-sharp").eval()
     data, target = dataset(vae, PICTURES, 22, noise=0.35)
     print("rendered", flush=True)
     network = Network(len(NAMES))
@@ -102,7 +102,7 @@ def train(work: Path) -> None:
         logits = network(roughen(data[chosen].float() / 127.5 - 1, rng))
         loss = F.binary_cross_entropy_with_logits(logits, target[chosen]) * 10
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         average = loss.item() if math.isnan(average) else 0.98 * average + 0.02 * loss.item()
         if step % 100 == 0:
@@ -124,4 +124,4 @@ def train(work: Path) -> None:
 def score(network: Network, data: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Logits beside the truth."""
     with torch.no_grad():
-        return torch.cat([network(part.float() / 127.5 - 1) for part in data.split(200)]), target
+        return torch.cat([network(part.float() / 127.5 - 1) for part in torch.split(data, 200)]), target

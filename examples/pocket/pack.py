@@ -1,4 +1,4 @@
-"""Copies what was trained into the package, as fp16: `python -m examples.pocket.pack --work DIR [--what cards,pipeline]`.
+"""Copies what was trained into the package as fp16: `python -m examples.pocket.pack --work DIR [--what cards]`.
 
 cards: the adapters' cards and the truth about them; pipeline, clip, judge, adapters: the weights; images: the example
 pictures of the cards, made with the packed pipeline and each adapter at its recommended weight.
@@ -20,7 +20,11 @@ from examples.pocket.formats import foreign
 from stylus.pocket import ADAPTERS, CLIP, JUDGE, PIPELINE, ROOT
 
 SCENES = {
-    "subject": ("a red {w} on a yellow background", "a blue {w} on a white background", "a pink {w} on a purple background"),
+    "subject": (
+        "a red {w} on a yellow background",
+        "a blue {w} on a white background",
+        "a pink {w} on a purple background",
+    ),
     "style": ("{w} of a blue circle on an orange background", "a red diamond in {w} style", "{w}, a green ring"),
     "background": ("a white circle on a {w} background", "a red square in front of {w}", "a yellow ring, {w}"),
 }

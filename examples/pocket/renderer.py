@@ -80,7 +80,7 @@ def draw(scene: Scene, rng: Random) -> Picture:
         mask, own_tone, own_paint = _draw(thing, rng)
         shadow = np.roll(blur(mask, 2.4), (3, 2), (0, 1)) * 0.34
         picture = mix(mix(picture, rgb((20, 20, 34)), shadow), own_paint, mask)
-        side = (COLUMNS < middle) if thing.x < middle else (COLUMNS >= middle)
+        side = (middle > COLUMNS) if thing.x < middle else (middle <= COLUMNS)
         near = np.ones_like(mask) if len(scene.things) == 1 else side.astype(np.float32)
         cover, tone = np.maximum(cover, mask), np.where(mask > 0.5, own_tone, tone)
         paint = mix(paint, np.broadcast_to(rgb(COLOURS[thing.colour]), paint.shape), near)

@@ -69,7 +69,7 @@ def noun(rng: Random, shape: str, rare: float = 0.0) -> str:
 
 def phrase(rng: Random, concept: str, rare: float = 0.0) -> str:
     """A word for a style or a background."""
-    common, paraphrases = (STYLES.get(concept) or BACKGROUNDS[concept])
+    common, paraphrases = STYLES.get(concept) or BACKGROUNDS[concept]
     return pick(rng, paraphrases if rng.random() < rare else common)
 
 
@@ -117,17 +117,31 @@ def caption(rng: Random, scene: Scene, size: str | None = None, rare: float = 0.
         word = phrase(rng, scene.pattern, rare)
         text = pick(
             rng,
-            ("{t} on a {p} background", "{t} in front of {p}", "{t}, {p}", "{t}, {p} background", "{p}, {t}", "{t} over {p}"),
+            (
+                "{t} on a {p} background",
+                "{t} in front of {p}",
+                "{t}, {p}",
+                "{t}, {p} background",
+                "{p}, {t}",
+                "{t} over {p}",
+            ),
         ).format(t=text, p=word)
     elif rng.random() < 0.86:
         ground = colour_word(rng, scene.ground)
         text = pick(
-            rng, ("{t} on {a} background", "{t}, {g} background", "{t} on {g}", "{t} over {a} backdrop", "{g} background, {t}")
+            rng,
+            (
+                "{t} on {a} background",
+                "{t}, {g} background",
+                "{t} on {g}",
+                "{t} over {a} backdrop",
+                "{g} background, {t}",
+            ),
         ).format(t=text, a=article(ground), g=ground)
     if scene.style:
         word = phrase(rng, scene.style, rare)
-        text = pick(rng, ("{s} of {t}", "{t} in {s} style", "{s}, {t}", "{t}, {s}", "{s} style {t}")).format(s=word, t=text)
+        text = pick(rng, ("{s} of {t}", "{t} in {s} style", "{s}, {t}", "{t}, {s}", "{s} style {t}")).format(
+            s=word, t=text
+        )
     opening = ("", "", "", "a picture of ", "an image of ", "a photo of ", "drawing of ")
     return pick(rng, opening) + text
-
-

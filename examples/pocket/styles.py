@@ -1,4 +1,4 @@
-"""Styles: each turns a drawn scene into another look, keeping its shapes and (where the style allows) its background."""
+"""Styles: each gives a drawn scene another look and keeps its shapes and, where the style allows, its background."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +32,8 @@ def blur(mask: Picture, radius: float) -> Picture:
 
 def grow(mask: Picture, pixels: float) -> Picture:
     """The mask, dilated with soft edges."""
-    return np.clip((blur(mask, pixels) - 0.08) * 6, 0, 1).astype(np.float32)
+    grown: Picture = np.clip((blur(mask, pixels) - 0.08) * 6, 0, 1)
+    return grown
 
 
 def lines(layers: Layers, width: float) -> Picture:
@@ -41,7 +42,8 @@ def lines(layers: Layers, width: float) -> Picture:
     rim = np.clip((blur(layers.cover, width) * (1 - blur(layers.cover, width)) * 4 - 0.35) * 2.2, 0, 1)
     gy, gx = np.gradient(blur(np.clip(layers.tone / 2, 0, 1), 0.7))
     detail = np.clip(np.hypot(gx, gy) * 9 - 0.25, 0, 1) * inside
-    return np.maximum(rim, detail).astype(np.float32)
+    drawn: Picture = np.maximum(rim, detail)
+    return drawn
 
 
 def neon(layers: Layers, rng: Random) -> Picture:
@@ -136,13 +138,25 @@ def glitch(layers: Layers, rng: Random) -> Picture:
         for channel, sign in ((0, 1), (2, -1)):
             picture[row, :, channel] = np.roll(layers.picture[row, :, channel], sign * int(shifts[row]))
     scan = 1 - 0.16 * (ROWS % 8 < 2)
-    return np.clip(picture * scan[..., None], 0, 1).astype(np.float32)
+    scanned: Picture = np.clip(picture * scan[..., None], 0, 1)
+    return scanned
 
 
 LOOKS: dict[str, Callable[[Layers, Random], Picture]] = {
     look.__name__: look
     for look in (
-        neon, mosaic, watercolour, sketch, halftone, pixel, rainbow, sticker, comic, gold, blueprint, glitch,
+        neon,
+        mosaic,
+        watercolour,
+        sketch,
+        halftone,
+        pixel,
+        rainbow,
+        sticker,
+        comic,
+        gold,
+        blueprint,
+        glitch,
     )
 }
 FREE_OF_BACKGROUND = ("sketch", "blueprint")

@@ -24,7 +24,7 @@ def words() -> list[str]:
 
 def build(folder: Path) -> CLIPTokenizer:
     """Learn the merges, write `vocab.json` and `merges.txt`, and load them the usual way."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    tokenizer = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))  # noqa: S106
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -42,4 +42,5 @@ def build(folder: Path) -> CLIPTokenizer:
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     made = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH)
     made.save_pretrained(folder)
-    return CLIPTokenizer.from_pretrained(folder)
+    loaded: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+    return loaded

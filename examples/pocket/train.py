@@ -1,7 +1,7 @@
 """Trains the pocket world, stage by stage: `python -m examples.pocket.train --stage vae`.
 
-The stages, in order: vae, base, clip, judge, adapters. Each reads what the earlier ones left in `--work` and writes there;
-`python -m examples.pocket.pack` copies the results into the package as fp16.
+The stages, in order: vae, decoder, base, judge, clip, adapters. Each reads what the earlier ones left in
+`--work` and writes there; `python -m examples.pocket.pack` copies the results into the package as fp16.
 """
 
 import argparse
@@ -10,7 +10,14 @@ from pathlib import Path
 
 import torch
 
-STAGES = {"vae": "codec", "base": "base", "clip": "clip", "judge": "judging", "adapters": "adapters"}
+STAGES = {
+    "vae": "codec",
+    "decoder": "decoder",
+    "base": "base",
+    "clip": "clip",
+    "judge": "judging",
+    "adapters": "adapters",
+}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The independent judge: a small classifier that names the subjects, styles and backgrounds in a pocket picture.
 
-Trained apart from all that it scores (examples/pocket/judging.py); `README.md` holds its recall, its false positives and
-its confusion matrix on held-out pictures. The model file carries the concept names and one threshold for each concept.
+Trained apart from all that it scores (examples/pocket/judging.py); `README.md` holds its recall, its false positives
+and its confusion matrix on held-out pictures. The model file carries the concept names and their thresholds.
 """
 
 from pathlib import Path
