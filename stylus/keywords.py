@@ -37,7 +37,8 @@ _LISTS = {
         award-winning beautiful nice lovely pretty amazing stunning awesome gorgeous professional please""",
     "picture": "picture image photo photograph pic shot view scene depiction",
     "empty": """
-        front part middle side top bottom end kind type group row style styles lot bunch pair couple set number variety""",
+        front part middle side top bottom end kind type group row style styles lot bunch pair couple set number
+        variety""",
     "adverbs": "together away apart alone forward backward again already same different own various",
     "binding": """
         sit sits sat stand stands stood lie lies lay lays laid hold holds held wear wears wore hang hangs hung show

@@ -1,0 +1,180 @@
+"""The composer that needs no language model: the paper's section 3.3 as rules over words and cosine similarities.
+
+The paper asks a model that an adapter's main purpose match the task, be neither broader nor narrower, that characters
+come only when named, that styles stay below three. Here each of these is computed from the card's name, trigger words
+and tags (`evidence.py`), and from how similar the card is to the keyword.
+
+One adapter a task by default, unlike the paper's up to five: averaging three adapters for one concept gives a third of
+each, and the best one alone draws it better. A second adapter joins a task only when it covers words of the keyword
+that the first leaves uncovered ("golden corgi": one for corgi, one for golden).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from stylus.evidence import Evidence, doubts, is_named, purpose_words, word_evidence
+from stylus.keywords import keywords
+from stylus.records import Adapter, BaseModelFamily, Category, Choice, Match, Task
+from stylus.trigger_words import serving
+from stylus.words import content_words
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most adapters in a task, in a composition, and of category style in a composition (paper: 2)."""
+
+    per_task: int = 3
+    total: int = 8
+    styles: int = 2
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a composer decided: tasks in prompt order, who decided, and notes on fallbacks and repairs."""
+
+    tasks: tuple[Task, ...]
+    composer: str
+    notes: tuple[str, ...] = ()
+
+
+class Composer(Protocol):
+    """Splits a prompt into tasks and gives each the adapters that fit, from `matches` and within `limits`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def compose(self, prompt: str, matches: Sequence[Match], limits: Limits, temperature: float = 0.0) -> Draft: ...
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Cosine similarities of all-MiniLM-L6-v2, tuned on the published picks and on general synonyms (README, log)."""
+
+    words: float = 0.5
+    """Least evidence by words on which an adapter is chosen."""
+    floor: float = 0.25
+    """Below this similarity nothing is chosen on similarity alone."""
+    similar: float = 0.55
+    """Similarity plus distinctness that chooses without any word in common."""
+
+
+@dataclass(frozen=True)
+class LexicalComposer:
+    """Deterministic and in milliseconds. Each choice says which evidence it rests on."""
+
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    name: str = "lexical"
+
+    def compose(self, prompt: str, matches: Sequence[Match], limits: Limits, temperature: float = 0.0) -> Draft:
+        """Tasks for all keywords of the prompt, in order; those without a fitting adapter stay empty.
+
+        Never raises on account of the prompt or the matches. `temperature` has no effect beyond a note.
+        """
+        asked = keywords(prompt)
+        usable = [match for match in matches if match.adapter.quality is None and not match.adapter.hidden]
+        scored = [self._judge(number, keyword, usable) for number, keyword in enumerate(asked)]
+        chosen = _assign([evidence for of_task in scored for evidence in of_task], asked, limits)
+        tasks = tuple(Task(keyword=keyword, choices=tuple(chosen[number])) for number, keyword in enumerate(asked))
+        notes = ("The lexical composer is deterministic: temperature has no effect.",) if temperature > 0 else ()
+        return Draft(tasks, self.name, notes)
+
+    def _judge(self, task: int, keyword: str, matches: Sequence[Match]) -> list["_Candidate"]:
+        """The adapters that fit the keyword, each with what speaks for it."""
+        rivals = _runner_up(keyword, matches)
+        found: list[_Candidate] = []
+        for match in matches:
+            similarity = match.keyword_scores.get(keyword, 0.0)
+            evidence = word_evidence(keyword, match.adapter)
+            if match.adapter.category in {Category.CHARACTER, Category.CELEBRITY} and not is_named(
+                match.adapter, keyword
+            ):
+                continue
+            if evidence is None or evidence.strength < self.thresholds.words:
+                evidence = self._by_similarity(keyword, match, similarity, rivals)
+            if evidence is not None:
+                # Among equals the card that says the same in most of its phrases wins, then the more similar one.
+                score = evidence.strength + 0.3 * evidence.agreement + 0.5 * similarity + 0.1 * match.prompt_score
+                score -= doubts(match.adapter)
+                found.append(_Candidate(task, match, evidence, score))
+        return found
+
+    def _by_similarity(
+        self, keyword: str, match: Match, similarity: float, rivals: Mapping[str, float]
+    ) -> Evidence | None:
+        """Synonyms: no word in common, yet similar, and more so than adapters for anything else.
+
+        A word that no adapter is about ("circle") is about as similar to many; a synonym ("kitty") stands out for the
+        adapters of one concept. So similarity and its lead over the best adapter of another purpose count together.
+        """
+        words = set(content_words(keyword))
+        lead = similarity - rivals.get(match.adapter.id, similarity)
+        if (
+            similarity < self.thresholds.floor
+            or similarity + lead < self.thresholds.similar
+            or not purpose_words(keyword)
+        ):
+            return None
+        return Evidence(0.0, f"similar to {keyword!r} ({similarity:.2f})", frozenset(words))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    task: int
+    match: Match
+    evidence: Evidence
+    score: float
+
+
+def _runner_up(keyword: str, matches: Sequence[Match]) -> dict[str, float]:
+    """For each adapter, the similarity of the keyword to the best adapter that shares no purpose word with it."""
+    ranked = sorted(
+        ((match.keyword_scores.get(keyword, 0.0), match.adapter) for match in matches),
+        key=lambda pair: (-pair[0], pair[1].id),
+    )
+    purposes = [(score, adapter, _about(adapter)) for score, adapter in ranked[:200]]
+    return {
+        adapter.id: next((score for score, _, other in purposes if not other & about), 0.0)
+        for _, adapter, about in purposes
+    }
+
+
+def _about(adapter: Adapter) -> frozenset[str]:
+    phrases = (adapter.name, *adapter.tags, *adapter.trigger_words)
+    return frozenset(word for phrase in phrases for word in purpose_words(phrase))
+
+
+def _assign(candidates: Sequence[_Candidate], asked: Sequence[str], limits: Limits) -> list[list[Choice]]:
+    """Best evidence first, over all tasks together, so that an adapter serves the task that it fits best."""
+    chosen: list[list[Choice]] = [[] for _ in asked]
+    covered: list[set[str]] = [set() for _ in asked]
+    used: set[str] = set()
+    styles = 0
+    family: BaseModelFamily | None = None
+    for candidate in sorted(candidates, key=lambda c: (-c.score, c.match.adapter.id)):
+        adapter, task = candidate.match.adapter, candidate.task
+        is_style = adapter.category is Category.STYLE
+        if (
+            len(used) >= limits.total
+            or len(chosen[task]) >= limits.per_task
+            or (is_style and styles >= limits.styles)
+            or adapter.id in used
+            or candidate.evidence.covers & covered[task]
+            or (family and adapter.base_model not in (None, family))
+        ):
+            continue
+        used.add(adapter.id)
+        covered[task] |= candidate.evidence.covers
+        styles += is_style
+        family = family or adapter.base_model
+        chosen[task].append(
+            Choice(
+                adapter_id=adapter.id,
+                weight=adapter.weight,
+                reason=candidate.evidence.reason,
+                name=adapter.name,
+                category=adapter.category,
+                trigger_words=serving(adapter, asked[task]),
+            )
+        )
+    return chosen
