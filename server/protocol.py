@@ -27,7 +27,7 @@ class StylusServer(MCPServer[Backend]):
             return await super().call_tool(name, arguments, context)
         except ToolError as error:
             cause = error.__cause__
-            if isinstance(cause, StylusError):
+            if isinstance(cause, StylusError | ToolError):
                 raise ToolError(str(cause)) from cause
             if isinstance(cause, ValidationError):
                 raise ToolError(explained(cause)) from cause
