@@ -1,0 +1,224 @@
+"""Adapters on a live pipeline: every image of a batch with its own composition, in one pass (DESIGN.md, idea 1).
+
+peft multiplies each LoRA branch by `layer.scaling[name]`. A tensor there, shaped so that it broadcasts over the layer's
+output ([batch, 1, 1] after a linear layer on sequences, [batch, 1] on vectors, [batch, 1, 1, 1] after a convolution),
+gives every image its own weight. All layers of a model share one list of active adapters and one `scaling` per number
+of dimensions, so that a switch costs the same whatever the number of layers, or of adapters ever loaded (diffusers'
+set_adapters visits each layer and adapter: issue 11816).
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from peft import LoraConfig
+from peft.tuners.lora import Conv2d as LoraConv2d
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+from stylus.errors import AdapterFileError
+from stylus.generation.adapter_files import AdapterWeights, LayerShape, LayerWeights, Shapes, read_adapter
+from stylus.records import Adapter, BaseModelFamily
+
+CAPACITY = 2 * 2**30
+"""Bytes of adapter weights that stay attached between generations."""
+
+
+class GatedModel:
+    """A model whose linear and convolution layers can carry adapters, with one weight per batch row and adapter.
+
+    Layers are wrapped when an adapter first needs them, and then stay wrapped: without active adapters a wrapped layer
+    gives exactly its base layer's output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.shapes: dict[str, LayerShape] = dict(_layer_shapes(model))
+        self._wrapped: dict[str, Any] = {}
+        self._active: list[str] = []
+        self._scaling: dict[int, dict[str, Tensor]] = {2: {}, 3: {}, 4: {}}
+
+    def attach(self, name: str, layers: Mapping[str, LayerWeights], scale: float) -> int:
+        """Gives layers the adapter's factors, in the model's dtype and device; returns their bytes. `scale` is left to
+        the weights of `switch`; a layer whose own scale differs gets the ratio multiplied into `up`."""
+        size = 0
+        for path, weights in layers.items():
+            layer = self._wrapped.get(path) or self._wrap(path)
+            up = weights.up if weights.scale == scale else weights.up.float() * (weights.scale / scale)
+            factors = _factors(weights.down, up, layer.get_base_layer())
+            layer.lora_A[name], layer.lora_B[name] = factors
+            layer.lora_dropout[name] = nn.Identity()
+            size += sum(factor.weight.nbytes for factor in factors)
+        return size
+
+    def detach(self, name: str) -> None:
+        """Lets go of the adapter's tensors wherever it has any."""
+        for layer in self._wrapped.values():
+            for modules in (layer.lora_A, layer.lora_B, layer.lora_dropout):
+                if name in modules:
+                    del modules[name]
+
+    def switch(self, weights: Mapping[str, Tensor]) -> None:
+        """From now on adapter `name` counts `weights[name]` [rows], one number per batch row; all others are off."""
+        self._active[:] = weights
+        for dimensions, scaling in self._scaling.items():
+            scaling.clear()
+            scaling.update({name: rows.reshape(-1, *(1,) * (dimensions - 1)) for name, rows in weights.items()})
+
+    def _wrap(self, path: str) -> Any:
+        base = self.model.get_submodule(path)
+        kind = LoraLinear if isinstance(base, nn.Linear) else LoraConv2d
+        layer: Any = kind(base, "placeholder", config=LoraConfig(init_lora_weights=False), r=1, lora_alpha=1)
+        for modules in (layer.lora_A, layer.lora_B, layer.lora_dropout):
+            modules.clear()
+        layer.train(base.training)
+        layer.requires_grad_(False)
+        layer._active_adapter = self._active
+        layer.register_forward_pre_hook(self._choose_scaling)
+        parent, _, child = path.rpartition(".")
+        setattr(self.model.get_submodule(parent), child, layer)
+        self._wrapped[path] = layer
+        return layer
+
+    def _choose_scaling(self, layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        layer.scaling = self._scaling[inputs[0].ndim]
+
+
+def _layer_shapes(model: nn.Module) -> Iterator[tuple[str, LayerShape]]:
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            yield path, LayerShape(module.in_features, module.out_features)
+        elif isinstance(module, nn.Conv2d) and module.groups == 1:
+            yield path, LayerShape(module.in_channels, module.out_channels, module.kernel_size)
+
+
+def _factors(
+    down: Tensor, up: Tensor, base: nn.Linear | nn.Conv2d
+) -> tuple[nn.Linear, nn.Linear] | tuple[nn.Conv2d, nn.Conv2d]:
+    """The two branches of a LoRA as layers on the device and in the dtype of `base`."""
+    rank = down.shape[0]
+    layers: tuple[nn.Linear, nn.Linear] | tuple[nn.Conv2d, nn.Conv2d]
+    with torch.device("meta"):  # shapes only: the weights come from the file
+        if isinstance(base, nn.Linear):
+            layers = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
+        else:
+            form = {"stride": base.stride, "padding": base.padding, "dilation": base.dilation, "bias": False}
+            layers = (
+                nn.Conv2d(base.in_channels, rank, base.kernel_size, **form),  # type: ignore[arg-type]
+                nn.Conv2d(rank, base.out_channels, 1, bias=False),
+            )
+    for layer, weight in zip(layers, (down, up), strict=True):
+        weight = weight.to(device=base.weight.device, dtype=base.weight.dtype)
+        if not torch.isfinite(weight).all():
+            raise OverflowError(f"its weights are too large for {base.weight.dtype}")
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        layer.eval()
+    return layers
+
+
+@dataclass(frozen=True)
+class Resident:
+    """An adapter that is attached to the models."""
+
+    name: str
+    """What peft calls it: ids hold characters that module names may not."""
+    sha256: str
+    scale: float
+    components: frozenset[str]
+    size: int
+    """Bytes of its tensors on the device."""
+    stamp: tuple[object, ...]
+    """Changes when the file or what the catalog says about it changes."""
+
+
+class ResidentAdapters:
+    """The adapters attached to one pipeline: loaded on demand, the least recently used let go first.
+
+    Not for use by several threads at once: whoever holds the device lock uses it."""
+
+    def __init__(self, family: BaseModelFamily, models: Mapping[str, nn.Module], capacity: int = CAPACITY) -> None:
+        self.family = family
+        self.capacity = capacity
+        self._models = {component: GatedModel(model) for component, model in models.items()}
+        self._shapes: Shapes = {component: gated.shapes for component, gated in self._models.items()}
+        self._residents: OrderedDict[str, Resident] = OrderedDict()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all attached adapters."""
+        return sum(resident.size for resident in self._residents.values())
+
+    def load(self, adapters: Sequence[Adapter], on_loaded: Callable[[int], None]) -> dict[str, Resident]:
+        """Attaches those that are not attached yet; returns all by id. `on_loaded(n)` is called as the nth is ready.
+
+        All of `adapters` are resident on return, even beyond `capacity`. Raises AdapterFileError."""
+        for done, adapter in enumerate(adapters, start=1):
+            resident = self._residents.get(adapter.id)
+            stamp = _stamp(adapter)
+            if resident is None or resident.stamp != stamp:
+                self._drop(adapter.id)
+                weights = read_adapter(adapter, self.family, self._shapes)
+                self._make_room(weights.nbytes, keep={adapter.id for adapter in adapters})
+                self._residents[adapter.id] = self._attach(adapter, weights, stamp)
+            self._residents.move_to_end(adapter.id)
+            on_loaded(done)
+        return {adapter.id: self._residents[adapter.id] for adapter in adapters}
+
+    def switch(self, component: str, residents: Sequence[Resident], weights: Float32[np.ndarray, "rows n"]) -> None:
+        """Sets the weight of each row of the component's next batches: [rows, len(residents)]; all others are off."""
+        gated = self._models[component]
+        like = next(gated.model.parameters())
+        columns = {
+            resident.name: torch.from_numpy(column * resident.scale).to(device=like.device, dtype=like.dtype)
+            for resident, column in zip(residents, weights.T, strict=True)
+            if component in resident.components and column.any()
+        }
+        gated.switch(columns)
+
+    def all_off(self) -> None:
+        """The plain base model again."""
+        for gated in self._models.values():
+            gated.switch({})
+
+    def _attach(self, adapter: Adapter, weights: AdapterWeights, stamp: tuple[object, ...]) -> Resident:
+        name = "adapter_" + hashlib.sha256(adapter.id.encode()).hexdigest()[:16]
+        scale = weights.scale or 1.0
+        try:
+            size = sum(
+                self._models[component].attach(name, layers, scale) for component, layers in weights.layers.items()
+            )
+        except OverflowError as error:
+            for gated in self._models.values():
+                gated.detach(name)
+            raise AdapterFileError(
+                f"adapter {adapter.id} ({adapter.file}): {error}. Set STYLUS_DTYPE=float32, or leave it out."
+            ) from error
+        return Resident(name, weights.sha256, scale, frozenset(weights.layers), size, stamp)
+
+    def _make_room(self, size: int, keep: set[str]) -> None:
+        for id in [id for id in self._residents if id not in keep]:
+            if self.size + size <= self.capacity:
+                return
+            self._drop(id)
+
+    def _drop(self, id: str) -> None:
+        resident = self._residents.pop(id, None)
+        if resident is not None:
+            for component in resident.components:
+                self._models[component].detach(resident.name)
+
+
+def _stamp(adapter: Adapter) -> tuple[object, ...]:
+    path = Path(adapter.file) if adapter.file else None
+    status = path.stat() if path and path.exists() else None
+    return (
+        adapter.file,
+        adapter.sha256,
+        adapter.base_model,
+        status and (status.st_mtime_ns, status.st_size),
+    )

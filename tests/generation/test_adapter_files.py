@@ -1,0 +1,192 @@
+"""Files as strangers publish them: each bad one is refused with its id, its path, what is wrong and what to do."""
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stylus.errors import AdapterFileError
+from stylus.generation.adapter_files import read_adapter
+from stylus.generation.adapters import GatedModel
+from stylus.records import Adapter, BaseModelFamily
+from tests.generation import tiny
+
+SD15 = BaseModelFamily.SD15
+
+
+@pytest.fixture(scope="module")
+def good(models: dict[str, nn.Module]) -> dict[str, Tensor]:
+    return tiny.kohya(tiny.random_factors(models, seed=1, keep=tiny.attention), alpha=2.0)
+
+
+def refusal(adapter: Adapter, models: Mapping[str, nn.Module]) -> str:
+    shapes = {component: GatedModel(model).shapes for component, model in models.items()}
+    with pytest.raises(AdapterFileError) as caught:
+        read_adapter(adapter, SD15, shapes)
+    message = str(caught.value)
+    assert adapter.id in message
+    assert str(adapter.file or "no file") in message
+    assert "To go on, " in message
+    return message
+
+
+def key_of(tensors: Mapping[str, Tensor], ending: str) -> str:
+    return next(key for key in tensors if key.endswith(ending))
+
+
+Change = Callable[[dict[str, Tensor]], None]
+
+
+def change(ending: str, value: Callable[[Tensor], Tensor]) -> Change:
+    def apply(tensors: dict[str, Tensor]) -> None:
+        key = key_of(tensors, ending)
+        tensors[key] = value(tensors[key])
+
+    return apply
+
+
+def rename(ending: str, new: str) -> Change:
+    def apply(tensors: dict[str, Tensor]) -> None:
+        tensors[new] = tensors.pop(key_of(tensors, ending))
+
+    return apply
+
+
+DAMAGE: dict[str, tuple[Change, str]] = {
+    "NaN": (change("lora_up.weight", lambda t: t * float("nan")), "NaN"),
+    "infinite alpha": (change(".alpha", lambda t: t * float("inf")), "NaN or infinity"),
+    "integers": (change("lora_up.weight", lambda t: t.to(torch.int8)), "no floating-point"),
+    "no up": (lambda tensors: tensors.__delitem__(key_of(tensors, "lora_up.weight")), "incomplete"),
+    "wrong width": (change("attn2_to_k.lora_down.weight", lambda t: t.repeat(1, 24)), "another base model"),
+    "ranks differ": (change("lora_down.weight", lambda t: t[:2]), "another base model"),
+    "rank 0": (change("lora_down.weight", lambda t: t[:0]), "another base model|rank 0"),
+    "vector": (change("lora_down.weight", lambda t: t[0]), "another base model"),
+    "two alphas": (change(".alpha", lambda t: t.repeat(2)), "2 numbers"),
+    "unknown key": (rename(".alpha", "something.else"), "unknown key 'something.else'"),
+    "SDXL": (rename("lora_down.weight", "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"), "for SDXL"),
+    "Flux": (rename("lora_down.weight", "transformer.double_blocks.0.x.lora_A.weight"), "for Flux"),
+    "other layers": (rename("lora_down.weight", "unet.up_blocks.9.conv.lora_A.weight"), "another base model"),
+    "LoHa": (rename("lora_down.weight", "lora_unet_conv_in.hada_w1_a"), "LoHa"),
+    "LoKr": (rename("lora_down.weight", "lora_unet_conv_in.lokr_w1"), "LoKr"),
+    "DoRA": (rename("lora_down.weight", "lora_unet_conv_in.dora_scale"), "DoRA"),
+    "Tucker": (rename("lora_down.weight", "lora_unet_conv_in.lora_mid.weight"), "Tucker"),
+    "twice": (
+        lambda tensors: tensors.update(
+            {"unet.conv_in.lora_A.weight": torch.ones(1, 4, 3, 3), "lora_unet_conv_in.lora_down.weight": torch.ones(1)}
+        ),
+        "twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_tensors(name: str, good: dict[str, Tensor], models: dict[str, nn.Module], tmp_path: Path) -> None:
+    apply, expected = DAMAGE[name]
+    tensors = dict(good)
+    apply(tensors)
+    path = tiny.write(tmp_path / "adapter.safetensors", tensors)
+    message = refusal(tiny.adapter("bad", path), models)
+    assert any(part in message for part in expected.split("|")), message
+
+
+def test_absurd_rank(models: dict[str, nn.Module], tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    tiny.write(path, tiny.kohya(tiny.random_factors(models, 1, rank=5000, keep=lambda p: p == "conv_in"), alpha=1.0))
+    assert "rank 5000" in refusal(tiny.adapter("bad", path), models)
+
+
+def header(fields: object, length: int | None = None) -> bytes:
+    text = json.dumps(fields).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+BYTES = {
+    "empty": (b"", "empty"),
+    "seven bytes": (b"1234567", "corrupt"),
+    "error page": (b"<html>404 not found</html>" * 100, "corrupt"),
+    "10 GB header": (header({}, length=10 * 2**30), "corrupt"),
+    "header of lies": (header({"a": {"dtype": "F32", "shape": [9, 9], "data_offsets": [0, 999]}}), "corrupt"),
+    "not a mapping": (header([1, 2]), "corrupt"),
+    "no tensors": (header({}), "no tensors"),
+    "pickle": (b"\x80\x04\x95", "corrupt"),
+}
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_damaged_bytes(name: str, models: dict[str, nn.Module], tmp_path: Path) -> None:
+    content, expected = BYTES[name]
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes(content)
+    assert expected in refusal(tiny.adapter("bad", path), models)
+
+
+def test_truncated(good: dict[str, Tensor], models: dict[str, nn.Module], tmp_path: Path) -> None:
+    path = tiny.write(tmp_path / "adapter.safetensors", good)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "corrupt" in refusal(tiny.adapter("bad", path), models)
+
+
+def test_missing_unreadable_or_of_another_kind(
+    good: dict[str, Tensor], models: dict[str, nn.Module], tmp_path: Path
+) -> None:
+    path = tiny.write(tmp_path / "adapter.safetensors", good)
+    assert "is not there" in refusal(tiny.adapter("bad", tmp_path / "gone.safetensors"), models)
+    assert "is not there" in refusal(tiny.adapter("bad", tmp_path.with_suffix(".safetensors")), models)
+    assert "no weight file" in refusal(tiny.adapter("bad", None), models)
+    assert "'.ckpt'" in refusal(tiny.adapter("bad", path.rename(tmp_path / "adapter.ckpt")), models)
+    path = tiny.write(tmp_path / "adapter.safetensors", good)
+    assert "made for base model sdxl" in refusal(tiny.adapter("bad", path, base_model=BaseModelFamily.SDXL), models)
+    assert "SHA-256" in refusal(tiny.adapter("bad", path, sha256="0" * 64), models)
+
+
+def test_another_sized_base_model(models: dict[str, nn.Module], tmp_path: Path) -> None:
+    """An adapter for a UNet of the same layout but other widths: names fit, shapes don't."""
+    tiny.write_pipeline(tmp_path / "wide", widths=(64, 96))
+    from diffusers import UNet2DConditionModel
+
+    wide = {"unet": UNet2DConditionModel.from_pretrained(tmp_path / "wide", subfolder="unet")}
+    path = tmp_path / "adapter.safetensors"
+    tiny.write(path, tiny.kohya(tiny.random_factors(wide, seed=1, keep=tiny.attention), alpha=1.0))
+    assert "choose adapters for sd15" in refusal(tiny.adapter("bad", path, base_model=None), models)
+
+
+def test_bad_configuration(models: dict[str, nn.Module], tmp_path: Path) -> None:
+    factors = tiny.random_factors(models, seed=1, keep=tiny.attention)
+    tensors = tiny.dotted(factors, "base_model.model.", "lora_A", "lora_B")
+    path = tiny.write(tmp_path / "adapter_model.safetensors", tensors)
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": "loud"}')
+    assert "alpha 'loud'" in refusal(tiny.adapter("bad", path), models)
+    (tmp_path / "adapter_config.json").write_text("{")
+    assert "not JSON" in refusal(tiny.adapter("bad", path), models)
+    odd = tiny.write(tmp_path / "odd.safetensors", tensors, {"lora_adapter_metadata": "[1]"})
+    assert "not JSON" in refusal(tiny.adapter("bad", odd), models)
+
+
+def test_peft_patterns_and_rank_stabilised_scale(models: dict[str, nn.Module], tmp_path: Path) -> None:
+    factors = tiny.random_factors({"unet": models["unet"]}, seed=1, rank=4, keep=tiny.attention)
+    path = tiny.write(
+        tmp_path / "adapter_model.safetensors", tiny.dotted(factors, "base_model.model.", "lora_A", "lora_B")
+    )
+    config = {"lora_alpha": 4, "use_rslora": True, "alpha_pattern": {"attn2.to_k": 8}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    shapes = {"unet": GatedModel(models["unet"]).shapes}
+    layers = read_adapter(tiny.adapter("good", path), SD15, shapes).layers["unet"]
+    assert {layer.scale for name, layer in layers.items() if name.endswith("attn2.to_k")} == {4.0}
+    assert {layer.scale for name, layer in layers.items() if not name.endswith("attn2.to_k")} == {2.0}
+
+
+def test_what_is_read_is_what_was_written(
+    good: dict[str, Tensor], models: dict[str, nn.Module], tmp_path: Path
+) -> None:
+    path = tiny.write(tmp_path / "adapter.safetensors", good)
+    shapes = {component: GatedModel(model).shapes for component, model in models.items()}
+    weights = read_adapter(tiny.adapter("good", path), SD15, shapes)
+    written = load_file(path)
+    assert sum(len(layers) for layers in weights.layers.values()) == len(written) / 3
+    assert weights.scale == 0.5
+    assert weights.nbytes == sum(t.nbytes for key, t in written.items() if not key.endswith("alpha"))
