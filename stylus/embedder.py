@@ -5,10 +5,11 @@ folder, so that nothing is downloaded. It reads 256 tokens a text; what is longe
 """
 
 import asyncio
+import contextlib
 import importlib.util
 import threading
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -82,13 +83,29 @@ class Embedder:
         try:
             if not self._local:
                 return self._run(self._ready().embed(texts, input_type=kind)).embeddings
-            with self._lock:
+            with self._lock, self._quietly():
                 return self._run(self._ready().embed(texts, input_type=kind)).embeddings
         except (AgentRunError, UserError, ImportError, OSError, ValueError) as error:
             raise ModelUnavailable(
                 f"The embedding model {self.name} gave no answer: {error}. Check STYLUS_EMBEDDER and the provider's "
                 "key and address, or unset STYLUS_EMBEDDER to use the one that comes with Stylus, then ingest again."
             ) from error
+
+    @contextlib.contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """The first call loads the weights: without a progress bar on the terminal or in the log of a server."""
+        if self._client is not None:
+            yield
+            return
+        from transformers.utils import logging
+
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if shown:
+                logging.enable_progress_bar()
 
     def _ready(self) -> "Client":
         if self._client is None:
