@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from stylus.errors import InvalidInput, StylusError
 from stylus.records import BaseModelFamily, Category, Composition, Filters, MaskMode, OnProgress, Pick, Progress, Rating
@@ -66,6 +67,11 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def _add_row(table: Table, *cells: str | Text) -> None:
+    """Cells as Text: cards and paths hold [brackets] that rich would read as markup."""
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
 def _picks(adapters: list[str] | None) -> list[Pick] | None:
     if not adapters:
         return None
@@ -111,7 +117,7 @@ def _show_report(report: dict[str, Any], problems: list[dict[str, str]], as_json
     else:
         terminal.print(", ".join(f"{count} {what}" for what, count in report.items()))
         for problem in problems:
-            terminal.print(f"[yellow]{problem['file']}[/]: {problem['reason']}", highlight=False)
+            terminal.print(Text.assemble((problem["file"], "yellow"), f": {problem['reason']}"), soft_wrap=True)
     if problems:
         raise typer.Exit(3)
 
@@ -139,7 +145,7 @@ def search(
     table = Table("score", "id", "name", "category", "weight", "why")
     for match in matches:
         a = match.adapter
-        table.add_row(f"{match.score:.2f}", a.id, a.name, a.category, f"{a.weight:g}", match.why)
+        _add_row(table, f"{match.score:.2f}", a.id, a.name, a.category, f"{a.weight:g}", match.why)
     Console().print(table if matches else "Nothing found. `stylus ingest` fills the catalog.")
 
 
@@ -173,12 +179,12 @@ def _show_composition(composition: Composition) -> None:
     table = Table("task", "adapter", "weight", "trigger words", "why", title=f"composition {composition.id}")
     for task in composition.tasks:
         if not task.choices:
-            table.add_row(task.keyword, "[dim]the base model alone[/]", "", "", "")
+            _add_row(table, task.keyword, Text("the base model alone", "dim"))
         for c in task.choices:
-            table.add_row(task.keyword, c.adapter_id, f"{c.weight:g}", ", ".join(c.trigger_words), c.reason)
+            _add_row(table, task.keyword, c.adapter_id, f"{c.weight:g}", ", ".join(c.trigger_words), c.reason)
     Console().print(table)
     for note in composition.notes:
-        terminal.print(f"[yellow]{note}[/]")
+        terminal.print(Text(note, "yellow"))
 
 
 @app.command()
@@ -260,9 +266,10 @@ def doctor(as_json: AsJson = False) -> None:
         _print_json([check.model_dump(mode="json") for check in checks])
     else:
         table = Table("", "what", "value", "from", "finding")
-        colour = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red]failed[/]"}
+        colour = {"ok": "green", "warning": "yellow", "failed": "red"}
         for check in checks:
-            table.add_row(colour[check.status], check.name, check.value, check.origin, check.finding)
+            status = Text(check.status, colour[check.status])
+            _add_row(table, status, check.name, check.value, check.origin, check.finding)
         Console().print(table)
     if any(check.status == "failed" for check in checks):
         raise typer.Exit(1)
@@ -309,9 +316,11 @@ def main() -> None:
     try:
         app()
     except StylusError as error:
-        terminal.print(f"[red]Error:[/] {error}", highlight=False)
-        sys.exit(1)
+        _fail(str(error))
     except ValidationError as error:
-        for problem in error.errors():
-            terminal.print(f"[red]Error:[/] {'.'.join(map(str, problem['loc']))}: {problem['msg']}", highlight=False)
-        sys.exit(1)
+        _fail("; ".join(f"{'.'.join(map(str, e['loc']))} {e['input']!r}: {e['msg']}" for e in error.errors()))
+
+
+def _fail(message: str) -> NoReturn:
+    terminal.print(Text.assemble(("Error: ", "red"), message), soft_wrap=True)
+    sys.exit(1)

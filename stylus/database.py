@@ -22,6 +22,10 @@ _MOST_CONNECTIONS = 16
 _KEPT_IDLE = 4
 _WAIT_SECONDS = 30.0
 _CONNECT_SECONDS = 5
+_VERSIONS = """
+SELECT current_setting('server_version'), extversion, version_num
+FROM pg_extension, alembic_version WHERE extname = 'vector'
+"""
 
 
 class Database:
@@ -78,6 +82,14 @@ class Database:
                     self._checkin(connection)
         finally:
             self._free.release()
+
+    def status(self) -> dict[str, str]:
+        """Where the server is (no password) and the versions of Postgres, pgvector and our tables."""
+        with self.connection() as connection:
+            row = connection.execute(_VERSIONS).fetchone()
+            info = connection.info
+            where = f"{info.host}:{info.port}/{info.dbname}" if self.embedded is None else str(self.embedded.home)
+        return {"location": where, **dict(zip(("postgres", "pgvector", "revision"), row or (), strict=True))}
 
     def close(self) -> None:
         """Closes idle connections and leaves the embedded server. May be called twice."""
