@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,18 @@ class Scene:
     seconds: dict[str, float]
 
 
-def run_demo(out: Path, terminal: Console) -> dict[str, Any]:
-    """Writes `out`/contact-sheet.png and the single PNG files; returns rates, seconds per stage and image paths."""
+def run_demo(out: Path, terminal: Console, scripted: Sequence[PocketPrompt] | None = None) -> dict[str, Any]:
+    """Plays the `scripted` prompts (those marked for the demo, if none are given) through a server of its own.
+
+    Writes `out`/contact-sheet.png and the single PNG files; returns the share of requested concepts that the judge sees
+    with and without adapters, the mean seconds of each stage, and the paths of the pictures.
+    """
+    scripted = scripted or [prompt for prompt in prompts() if prompt.demo]
     out.mkdir(parents=True, exist_ok=True)
     with Stylus() as stylus:
         report = ingest_pocket(stylus.catalog, stylus.embedder)
     terminal.print(f"Catalog: {', '.join(f'{count} {what}' for what, count in report.model_dump().items())}")
-    scenes = asyncio.run(_drive_server(terminal))
+    scenes = asyncio.run(_drive_server(scripted, terminal))
     wanted = sum(len(scene.prompt.concepts) * COUNT for scene in scenes)
     rates = {who: sum(scene.shown[who] for scene in scenes) / wanted for who in ("base", "stylus")}
     seconds = {stage: sum(scene.seconds[stage] for scene in scenes) / len(scenes) for stage in scenes[0].seconds}
@@ -65,13 +71,13 @@ def run_demo(out: Path, terminal: Console) -> dict[str, Any]:
     }
 
 
-async def _drive_server(terminal: Console) -> list[Scene]:
+async def _drive_server(scripted: Sequence[PocketPrompt], terminal: Console) -> list[Scene]:
     # the SDK hands a subprocess only a few variables: pass all, so that STYLUS_* settings hold there too
     server = StdioServerParameters(command=sys.executable, args=["-m", "server"], env=dict(os.environ))
     judge = Judge.load()
     async with Client(server) as client:
         scenes = []
-        for prompt in (p for p in prompts() if p.demo):
+        for prompt in scripted:
             scene = await _play(client, prompt, judge)
             _print_scene(scene, terminal)
             scenes.append(scene)
@@ -93,7 +99,7 @@ async def _play(client: Client, prompt: PocketPrompt, judge: Judge) -> Scene:
         seen = judge.concepts(pictures[who])
         shown[who] = sum(concept in concepts for concepts in seen for concept in prompt.concepts)
         if who == "stylus":
-            seconds |= result["seconds"]
+            seconds |= {stage: result["seconds"][stage] for stage in ("load", "generate")}
     return Scene(prompt, composition, pictures, shown, seconds)
 
 
