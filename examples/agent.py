@@ -15,9 +15,9 @@ from pydantic_ai.models import Model
 STYLUS = StdioTransport("stylus", ["serve"])
 
 
-async def ask(model: Model | str, request: str, transport: StdioTransport = STYLUS) -> str:
-    """What the agent answers when it is done with its tools."""
-    toolset = MCPToolset(transport, include_instructions=True)
+async def ask(model: Model | str, request: str, server: StdioTransport | str = STYLUS) -> str:
+    """What the agent answers when it is done with its tools. `server` may also be the URL of one that runs already."""
+    toolset = MCPToolset(server, include_instructions=True)
     agent = Agent(model, toolsets=[toolset])
     async with agent:
         return (await agent.run(request)).output

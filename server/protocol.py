@@ -11,7 +11,13 @@ import mcp_types as types
 from mcp.server import MCPServer
 from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError, UnexpectedResourceError
+from mcp.server.mcpserver.exceptions import (
+    ResourceError,
+    ResourceNotFoundError,
+    ToolError,
+    UnexpectedResourceError,
+    UnexpectedToolError,
+)
 from pydantic import AnyUrl, ValidationError
 
 from server.backend import Backend
@@ -29,7 +35,7 @@ class StylusServer(MCPServer[Backend]):
             cause = error.__cause__
             if isinstance(cause, StylusError | ToolError):
                 raise ToolError(str(cause)) from cause
-            if isinstance(cause, ValidationError):
+            if isinstance(cause, ValidationError) and not isinstance(error, UnexpectedToolError):
                 raise ToolError(explained(cause)) from cause
             raise
 

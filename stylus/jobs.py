@@ -143,6 +143,8 @@ class Jobs:
         return self._select(_BY_REQUEST_ID, request_id)
 
     def _select(self, statement: str, value: str) -> JobRecord | None:
+        if "\0" in value:
+            return None  # Postgres can't even compare with it
         with self.stylus.database.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
             row = cursor.execute(statement, [value]).fetchone()
             if row is None or row["status"] != JobStatus.DONE:
@@ -167,6 +169,7 @@ class Jobs:
 
     def cancel(self, id: str) -> JobRecord:
         """A queued job ends at once, a running one at its next step, a finished one stays as it is."""
+        self.get(id)
         with self.stylus.database.connection() as connection:
             connection.execute(_CANCEL, {"id": id})
         return self.get(id)

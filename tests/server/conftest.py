@@ -111,20 +111,20 @@ def http_server(environment: dict[str, str], *options: str) -> Iterator[str]:
     with subprocess.Popen(command, env=environment) as process:
         origin = f"http://127.0.0.1:{port}"
         try:
-            _until_healthy(process, origin)
+            _until_it_answers(process, origin)
             yield origin
         finally:
             process.terminate()
             assert process.wait(20) in (0, -15)
 
 
-def _until_healthy(process: subprocess.Popen[bytes], origin: str) -> None:
+def _until_it_answers(process: subprocess.Popen[bytes], origin: str) -> None:
     end = time.monotonic() + PATIENCE
     while True:
         assert process.poll() is None, "the server ended"
         assert time.monotonic() < end
         try:
-            if httpx.get(f"{origin}/health", timeout=30).status_code == 200:
+            if httpx.get(f"{origin}/health", timeout=30).status_code in (200, 503):
                 return
         except httpx.ConnectError:
             pass
@@ -167,14 +167,3 @@ def session(
         opened = Session(world.stdio(world.environment(url, folder, tmp_path_factory.mktemp("data"))), mode)
         yield opened
         opened.close()
-
-
-@pytest.fixture
-def url(postgres: EmbeddedPostgres, template: str, cards: list[Card], embedder: Embedder) -> Iterator[str]:
-    with filled_database(postgres, template, cards, embedder) as url:
-        yield url
-
-
-@pytest.fixture
-def environment(url: str, folder: Path, tmp_path: Path) -> dict[str, str]:
-    return world.environment(url, folder, tmp_path / "data")

@@ -9,11 +9,8 @@ import httpx
 import pytest
 
 from server.auth import security
-from stylus.embedded_postgres import EmbeddedPostgres
-from stylus.embedder import Embedder
-from stylus.records import Card
 from tests.server import world
-from tests.server.conftest import filled_database, http_server
+from tests.server.conftest import http_server
 
 PING = {
     "jsonrpc": "2.0",
@@ -96,26 +93,19 @@ def test_a_taken_port_is_told(origin: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def guarded(
-    postgres: EmbeddedPostgres,
-    template: str,
-    cards: list[Card],
-    folder: Path,
-    embedder: Embedder,
-    tmp_path: Path,
-) -> Iterator[str]:
-    with filled_database(postgres, template, cards, embedder) as url:
-        environment = world.environment(url, folder, tmp_path) | {"STYLUS_TOKENS": "first-token, second-token"}
-        with http_server(environment) as origin:
-            yield origin
+def guarded(tmp_path: Path) -> Iterator[str]:
+    environment = world.environment("postgresql://127.0.0.1:1/none", tmp_path, tmp_path)
+    with http_server(environment | {"STYLUS_TOKENS": "first-token, second-token"}) as origin:
+        yield origin
 
 
 def test_with_tokens_each_caller_needs_one(guarded: str) -> None:
     assert post(guarded, Authorization="Bearer first-token").status_code == 200
     assert post(guarded, Authorization="Bearer second-token").status_code == 200
-    for wrong in ("Bearer nope", "Bearer ", "Bearer first-token, second-token", "Basic first-token"):
+    for wrong in ("Bearer nope", "Bearer", "Bearer first-token, second-token", "Basic first-token"):
         assert post(guarded, Authorization=wrong).status_code == 401
     unnamed = post(guarded)
     assert unnamed.status_code == 401
     assert "WWW-Authenticate" in unnamed.headers
-    assert httpx.get(f"{guarded}/health").json() == {"status": "ok"}
+    health = httpx.get(f"{guarded}/health")
+    assert (health.status_code, health.json()) == (503, {"status": "database unavailable"})

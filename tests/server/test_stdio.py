@@ -1,41 +1,47 @@
 """A server process and its surroundings: the wire, signals, a database that goes away."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from stylus.embedded_postgres import EmbeddedPostgres
-from stylus.embedder import Embedder
-from stylus.records import Card
+from stylus.migrate import migrate
 from tests.server import world
 from tests.server.conftest import Session
-from tests.server.test_tools import FEW, MANY, answer, text
+from tests.server.test_tools import answer, text
 
-QUICK = """
-from server.app import run
-from stylus.settings import Settings
-run(Settings.read(), wait=0.5)
-"""
 NOISY = """
 import os
+from server.backend import Backend
 from stylus.stylus import Stylus
-search = Stylus.search
-def noisy(*arguments, **options):
+def noisy(self, query, **options):
     print("a library prints")
     os.write(1, b"native code prints\\n")
-    return search(*arguments, **options)
+    return []
 Stylus.search = noisy
+Backend.open_soon = lambda self: None
 from server.app import run
 from stylus.settings import Settings
 run(Settings.read())
 """
+SLOW = ["-m", "tests.server.slow"]
+STAR = {"prompt": "a star", "adapters": []}
+"""Composed by the caller: needs no embedding model."""
+
+
+@pytest.fixture
+def environment(database_url: str, tmp_path: Path) -> dict[str, str]:
+    return world.environment(database_url, tmp_path, tmp_path / "data")
 
 
 def message(id: int, method: str, **params: Any) -> bytes:
@@ -48,27 +54,50 @@ HELLO = message(
 READY = b'{"jsonrpc": "2.0", "method": "notifications/initialized"}\n'
 
 
-def test_nothing_but_the_protocol_comes_out_of_stdout(environment: dict[str, str]) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", NOISY], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
+class Wire:
+    """A server process of which every byte is seen."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin
         assert process.stdout
-        process.stdin.write(HELLO)
-        process.stdin.flush()
-        lines = [process.stdout.readline()]
-        process.stdin.write(READY + b"this is not JSON\n")
-        process.stdin.write(message(2, "tools/call", name="search_adapters", arguments={"query": "a star"}))
-        process.stdin.flush()
-        while json.loads(lines[-1]).get("id") != 2:
-            lines.append(process.stdout.readline())
-        process.stdin.close()
-        lines += process.stdout.readlines()
-        assert process.wait(15) == 0
-    messages = [json.loads(line) for line in lines]
-    assert all(message["jsonrpc"] == "2.0" for message in messages)
-    found = next(message for message in messages if message.get("id") == 2)
-    assert found["result"]["structuredContent"]["matches"][0]["id"] == "test:star"
+        self.process, self._in, self._out = process, process.stdin, process.stdout
+        self.seen: list[bytes] = []
+
+    def send(self, *messages: bytes) -> None:
+        self._in.write(b"".join(messages))
+        self._in.flush()
+
+    def until(self, id: int) -> dict[str, Any]:
+        """Reads up to the answer to `id`."""
+        while True:
+            self.seen.append(self._out.readline())
+            read: dict[str, Any] = json.loads(self.seen[-1])
+            if read.get("id") == id:
+                return read
+
+    def end(self) -> int:
+        self._in.close()
+        self.seen += self._out.readlines()
+        return self.process.wait(15)
+
+
+@contextlib.contextmanager
+def wire(environment: dict[str, str], *arguments: str) -> Iterator[Wire]:
+    command = [sys.executable, *arguments]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield Wire(process)
+        process.kill()
+
+
+def test_nothing_but_the_protocol_comes_out_of_stdout(environment: dict[str, str]) -> None:
+    with wire(environment, "-c", NOISY) as server:
+        server.send(HELLO)
+        server.until(1)
+        server.send(READY, b"this is not JSON\n")
+        server.send(message(2, "tools/call", name="search_adapters", arguments={"query": "a star"}))
+        assert server.until(2)["result"]["structuredContent"]["matches"] == []
+        assert server.end() == 0
+        assert all(json.loads(line)["jsonrpc"] == "2.0" for line in server.seen)
 
 
 def test_initialize_is_answered_before_anything_heavy_is_loaded(environment: dict[str, str]) -> None:
@@ -76,7 +105,7 @@ def test_initialize_is_answered_before_anything_heavy_is_loaded(environment: dic
     environment["STYLUS_DATABASE_URL"] = "postgresql://nobody@127.0.0.1:1/none"
     start = time.monotonic()
     session = Session(world.stdio(environment), "legacy")
-    # about 1.5 s on a quiet machine; far from what importing torch takes on a busy one
+    # about 1.7 s on a quiet machine; far from what importing torch takes on a busy one
     assert time.monotonic() - start < 15
     result = session.call("search_adapters", query="a star")
     assert result.is_error
@@ -85,17 +114,18 @@ def test_initialize_is_answered_before_anything_heavy_is_loaded(environment: dic
 
 
 def test_a_long_generation_is_handed_out_and_waited_for_or_cancelled(environment: dict[str, str]) -> None:
-    session = Session(world.stdio(environment, QUICK), "auto")
-    running = answer(session.call("generate_image", prompt="a star", **MANY))
+    session = Session(world.stdio(environment, [*SLOW, "0.5"]), "auto")
+    running = answer(session.call("generate_image", **STAR, steps=200))
     assert running["status"] == "running"
     assert "do not start it again" in running["note"]
     assert answer(session.call("job", id=running["job_id"], action="status"))["status"] == "running"
     cancelled = answer(session.call("job", id=running["job_id"], action="cancel"))
-    while cancelled["status"] == "running":
+    if cancelled["status"] == "running":  # its step is not over yet
         cancelled = answer(session.call("job", id=running["job_id"]))
     assert cancelled["status"] == "cancelled"
 
-    made = answer(session.call("generate_image", prompt="a star", **FEW))
+    made = answer(session.call("generate_image", **STAR, steps=20))
+    assert made["status"] == "running"
     while made["status"] == "running":
         made = answer(session.call("job", id=made["job_id"]))
     assert made["status"] == "done"
@@ -105,66 +135,66 @@ def test_a_long_generation_is_handed_out_and_waited_for_or_cancelled(environment
     session.close()
 
 
-def test_a_server_that_is_told_to_end_puts_its_job_back(environment: dict[str, str], url: str) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", QUICK], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdin
-        assert process.stdout
-        process.stdin.write(HELLO + READY)
-        process.stdin.write(message(2, "tools/call", name="generate_image", arguments={"prompt": "a star", **MANY}))
-        process.stdin.flush()
-        while json.loads(process.stdout.readline()).get("id") != 2:
-            pass
-        with psycopg.connect(url, autocommit=True) as connection:
-            state = connection.execute("select status, progress ->> 'stage' from jobs").fetchone()
-            while state != ("running", "generating"):
-                time.sleep(0.1)
-                state = connection.execute("select status, progress ->> 'stage' from jobs").fetchone()
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 128 + signal.SIGTERM
-            assert connection.execute("select status from jobs").fetchone() == ("queued",)
+def start_a_job(server: Wire, url: str) -> None:
+    """Asks for a generation of ten seconds and returns when it is being drawn."""
+    server.send(HELLO, READY)
+    arguments = {**STAR, "steps": 200, "request_id": "mine"}
+    server.send(message(2, "tools/call", name="generate_image", arguments=arguments))
+    with psycopg.connect(url, autocommit=True) as connection:
+        while connection.execute("select 1 from jobs where progress ->> 'stage' = 'generating'").fetchone() is None:
+            time.sleep(0.05)
 
 
-def test_a_database_that_goes_away_is_told_and_its_return_needs_nothing(
-    cards: list[Card], folder: Path, embedder: Embedder, reachable: Path, tmp_path: Path
-) -> None:
+def test_a_server_that_is_told_to_end_puts_its_job_back(environment: dict[str, str], database_url: str) -> None:
+    with wire(environment, *SLOW, "0.1") as server:
+        start_a_job(server, database_url)
+        server.until(2)  # the call itself is over: nobody cancels the job
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 128 + signal.SIGTERM
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("select status, deaths from jobs").fetchone() == ("queued", 0)
+
+
+def test_a_client_that_leaves_during_its_call_ends_the_job(environment: dict[str, str], database_url: str) -> None:
+    with wire(environment, *SLOW, "40") as server:
+        start_a_job(server, database_url)
+        assert server.end() == 0
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("select cancel_requested from jobs").fetchone() == (True,)
+
+
+def test_a_job_survives_kill_9_of_its_server(environment: dict[str, str], database_url: str) -> None:
+    with wire(environment, *SLOW, "0.1") as server:
+        start_a_job(server, database_url)
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait(10)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        # the test does not wait until the worker's last sign of life is old, nor for ten seconds of drawing
+        connection.execute("update procrastinate_workers set last_heartbeat = now() - interval '1 hour'")
+        connection.execute("update jobs set request = jsonb_set(request, '{steps}', '2')")
+    session = Session(world.stdio(environment, [*SLOW, "40"]), "auto")
+    made = answer(session.call("generate_image", **STAR, request_id="mine"))
+    assert made["status"] == "done"
+    assert len(made["images"]) == 1
+    session.close()
+
+
+def test_a_database_that_goes_away_is_told_and_its_return_needs_nothing(reachable: Path, tmp_path: Path) -> None:
     postgres = EmbeddedPostgres(reachable / "postgres")
-    world.fill(postgres.url, cards, embedder)
-    session = Session(world.stdio(world.environment(postgres.url, folder, tmp_path / "data")), "auto")
-    assert session.call("search_adapters", query="a star").structured_content["matches"][0]["id"] == "test:star"
+    migrate(postgres.url)
+    environment = world.environment(postgres.url, tmp_path, tmp_path / "data")
+    session = Session(world.stdio(environment, [*SLOW, "40"]), "auto")
+    assert answer(session.call("generate_image", **STAR))["status"] == "done"
 
     postgres.close()  # its last user: this stops it
-    for tool, arguments in (("search_adapters", {"query": "a star"}), ("generate_image", {"prompt": "a star"})):
+    for tool, arguments in (("generate_image", STAR), ("job", {"id": "x", "action": "status"})):
         result = session.call(tool, **arguments)
         assert result.is_error
         assert "Postgres is not available" in text(result)
         assert "Try again" in text(result)
 
     again = EmbeddedPostgres(reachable / "postgres")
-    assert session.call("search_adapters", query="a star").structured_content["matches"][0]["id"] == "test:star"
-    assert answer(session.call("generate_image", prompt="a star", **FEW))["status"] == "done"
+    assert again.url == postgres.url
+    assert answer(session.call("generate_image", **STAR))["status"] == "done"
     session.close()
     again.close()
-
-
-def test_a_job_survives_kill_9_of_its_server(environment: dict[str, str], url: str) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", QUICK], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdin
-        process.stdin.write(HELLO + READY)
-        arguments = {"prompt": "a star", "request_id": "mine", "size": "64x64", "steps": 60, "count": 2}
-        process.stdin.write(message(2, "tools/call", name="generate_image", arguments=arguments))
-        process.stdin.flush()
-        with psycopg.connect(url, autocommit=True) as connection:
-            while connection.execute("select 1 from jobs where progress ->> 'stage' = 'generating'").fetchone() is None:
-                time.sleep(0.05)
-            os.kill(process.pid, signal.SIGKILL)
-            # do not wait out its last sign of life
-            connection.execute("update procrastinate_workers set last_heartbeat = now() - interval '1 hour'")
-    session = Session(world.stdio(environment), "auto")
-    made = answer(session.call("generate_image", **arguments))
-    assert made["status"] == "done"
-    assert len(made["images"]) == 2
-    session.close()

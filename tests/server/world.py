@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -65,7 +66,5 @@ def environment(url: str, folder: Path, data: Path) -> dict[str, str]:
     }
 
 
-def stdio(environment: dict[str, str], code: str | None = None) -> StdioServerParameters:
-    """A server on stdio; `code` runs it in another way than `python -m server` does."""
-    arguments = ["-W", "error::SyntaxWarning", *(["-m", "server"] if code is None else ["-c", code])]
-    return StdioServerParameters(command=sys.executable, args=arguments, env=environment)
+def stdio(environment: dict[str, str], arguments: Sequence[str] = ("-m", "server")) -> StdioServerParameters:
+    return StdioServerParameters(command=sys.executable, args=list(arguments), env=environment)

@@ -1,0 +1,43 @@
+"""`python -m tests.server.slow SECONDS`: the real server with a renderer that needs no torch and takes its time.
+
+For what is about the process and not about pictures: signals, waiting, a database that goes away. SECONDS is how long a
+call waits for its images. A picture takes a twentieth of a second a step.
+"""
+
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from server.app import run
+from server.backend import Backend
+from stylus.records import ImageRecord, OnProgress, Progress, Request
+from stylus.settings import Settings
+from stylus.stylus import Stylus, image_id
+
+
+def draw(self: Stylus, what: Request, *, on_progress: OnProgress, job_id: str) -> list[ImageRecord]:
+    steps = what.steps or 1
+    for step in range(steps):
+        on_progress(Progress(stage="generating", done=step, total=steps))
+        time.sleep(0.05)
+    return list(self.history.save_images([_picture(self, what, job_id, index) for index in range(what.count)]))
+
+
+def _picture(stylus: Stylus, what: Request, job_id: str, index: int) -> ImageRecord:
+    id = image_id(job_id, index)
+    path = Path(stylus.settings.store_url) / f"{id}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (64, 64), (what.seed % 256, index, 0)).save(path)
+    fields: dict[str, Any] = {"width": 64, "height": 64, "adapters": {}, "created_at": datetime.now(UTC)}
+    made = {"prompt": what.composition.prompt, "seed": what.seed + index, "job_id": job_id}
+    return ImageRecord(id=id, uri=f"stylus://images/{id}", location=str(path), index=index, **made, **fields)
+
+
+if __name__ == "__main__":
+    Stylus.generate = draw  # type: ignore[method-assign, assignment]
+    Backend.open_soon = lambda self: None  # type: ignore[method-assign]
+    run(Settings.read(), wait=float(sys.argv[1]))
