@@ -23,7 +23,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from stylus.errors import AdapterFileError
-from stylus.generation.adapter_files import AdapterWeights, LayerShape, LayerWeights, Shapes, read_adapter
+from stylus.generation.adapter_files import AdapterWeights, LayerWeights, read_adapter
+from stylus.generation.adapter_keys import LayerShape, Shapes
 from stylus.records import Adapter, BaseModelFamily
 
 CAPACITY = 2 * 2**30
@@ -38,6 +39,8 @@ class GatedModel:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        like = next(model.parameters())
+        self.device, self.dtype = like.device, like.dtype
         self.shapes: dict[str, LayerShape] = dict(_layer_shapes(model))
         self._wrapped: dict[str, Any] = {}
         self._active: list[str] = []
@@ -172,9 +175,8 @@ class ResidentAdapters:
     def switch(self, component: str, residents: Sequence[Resident], weights: Float32[np.ndarray, "rows n"]) -> None:
         """Sets the weight of each row of the component's next batches: [rows, len(residents)]; all others are off."""
         gated = self._models[component]
-        like = next(gated.model.parameters())
         columns = {
-            resident.name: torch.from_numpy(column * resident.scale).to(device=like.device, dtype=like.dtype)
+            resident.name: torch.from_numpy(column * resident.scale).to(device=gated.device, dtype=gated.dtype)
             for resident, column in zip(residents, weights.T, strict=True)
             if component in resident.components and column.any()
         }
@@ -184,6 +186,12 @@ class ResidentAdapters:
         """The plain base model again."""
         for gated in self._models.values():
             gated.switch({})
+
+    def forget(self) -> None:
+        """Lets go of every adapter; the next generation reads its files again."""
+        self.all_off()
+        for id in list(self._residents):
+            self._drop(id)
 
     def _attach(self, adapter: Adapter, weights: AdapterWeights, stamp: tuple[object, ...]) -> Resident:
         name = "adapter_" + hashlib.sha256(adapter.id.encode()).hexdigest()[:16]

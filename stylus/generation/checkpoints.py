@@ -75,8 +75,8 @@ class Checkpoints:
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError for a device or dtype that can't be used here."""
         self.settings = settings
-        self.device = _device(settings.device)
-        self.dtype = _dtype(settings.dtype, self.device)
+        self.device = pick_device(settings)
+        self.dtype = pick_dtype(settings, self.device)
         self._opening = threading.Lock()
         self._loaded: dict[BaseModelFamily, LoadedPipeline] = {}
 
@@ -88,6 +88,11 @@ class Checkpoints:
             if family not in self._loaded:
                 self._loaded[family] = self._load(family)
             return self._loaded[family]
+
+    def loaded(self) -> list[LoadedPipeline]:
+        """The pipelines that are in memory now."""
+        with self._opening:
+            return list(self._loaded.values())
 
     def check(self, family: BaseModelFamily) -> str:
         """Where the family's checkpoint is configured to be. Raises CheckpointError when it can't be used at all."""
@@ -169,7 +174,9 @@ def _sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _device(name: str | None) -> torch.device:
+def pick_device(settings: Settings) -> torch.device:
+    """The configured device, or the best there is. Raises SettingsError when it can't be used here."""
+    name = settings.device
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -183,7 +190,9 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+def pick_dtype(settings: Settings, device: torch.device) -> torch.dtype:
+    """The configured precision, or the one that suits the device. Raises SettingsError for an unknown name."""
+    name = settings.dtype
     if name is None:
         return torch.float32 if device.type == "cpu" else torch.float16
     if name not in DTYPES:

@@ -102,6 +102,13 @@ class Generator:
             for index, image in enumerate(images)
         ]
 
+    def forget_adapters(self) -> None:
+        """Lets go of all adapters in memory, as after a fresh start: for measurements, and to give memory back."""
+        checkpoints = self._checkpoints
+        with device_lock(lock_path(checkpoints.device, checkpoints.settings.data), _ignore):
+            for loaded in checkpoints.loaded():
+                loaded.adapters.forget()
+
     def _render_all(
         self,
         request: Request,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from stylus.errors import AdapterFileError
 from stylus.generation.adapters import ResidentAdapters
 from stylus.records import Adapter, BaseModelFamily
 from tests.generation import tiny
@@ -170,13 +171,17 @@ def test_layers_of_different_scales_share_one_adapter(
 def test_the_least_recently_used_go_and_their_memory_returns(
     pipeline: Any, resident: ResidentAdapters, models: dict[str, torch.nn.Module], tmp_path: Path
 ) -> None:
+    def few(path: str) -> bool:
+        return path == "conv_in" or path.endswith("attn1.to_q")
+
     many = [
         tiny.adapter(
             f"n{n}",
-            tiny.write(tmp_path / f"{n}.safetensors", tiny.kohya(tiny.random_factors(models, n), alpha=1.0)),
+            tiny.write(tmp_path / f"{n}.safetensors", tiny.kohya(tiny.random_factors(models, n, keep=few), alpha=1.0)),
         )
         for n in range(6)
     ]
+    bare = parameters(pipeline)
     resident.load(many[:1], lambda done: None)
     one = resident.size
     resident.capacity = 3 * one
@@ -194,6 +199,9 @@ def test_the_least_recently_used_go_and_their_memory_returns(
     assert set(loaded) == {"test:n3", "test:n4"}
     resident.load(many, lambda done: None)  # all of one request stay, whatever the capacity
     assert resident.size == 6 * one
+    resident.forget()
+    assert resident.size == 0
+    assert parameters(pipeline) == bare
 
 
 def parameters(pipeline: Any) -> int:
@@ -211,3 +219,33 @@ def test_a_changed_file_is_read_again(
         resident.switch("unet", list(loaded.values()), np.ones((4, 1), dtype=np.float32))
         outputs.append(unet_output(pipeline))
     assert not torch.equal(*outputs)
+
+
+def test_weights_that_half_precision_can_not_hold(
+    pipeline: Any, models: dict[str, torch.nn.Module], tmp_path: Path
+) -> None:
+    unet = pipeline.unet.half()
+    bare = parameters(pipeline)
+    resident = ResidentAdapters(BaseModelFamily.SD15, {"unet": unet})
+    factors = tiny.random_factors({"unet": models["unet"]}, seed=1, keep=tiny.attention)
+    tensors = tiny.kohya(factors, alpha=1.0)
+    tensors[list(tensors)[-2]] *= 1e6
+    path = tiny.write(tmp_path / "loud.safetensors", tensors)
+    with pytest.raises(AdapterFileError, match=r"test:loud.*float16.*STYLUS_DTYPE=float32"):
+        resident.load([tiny.adapter("loud", path)], lambda done: None)
+    assert parameters(pipeline) == bare
+    assert resident.size == 0
+
+
+def test_a_switch_visits_no_layer(
+    pipeline: Any, resident: ResidentAdapters, adapters: dict[str, Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cost can't grow with layers or with adapters ever loaded when it touches none of them."""
+    loaded = resident.load([adapters[id] for id in IDS], lambda done: None)
+
+    def visited(*_: Any) -> None:
+        raise AssertionError("a layer was visited")
+
+    for method in ("__setattr__", "__getattr__", "modules", "named_modules"):
+        monkeypatch.setattr(type(pipeline.unet.conv_in), method, visited)
+    resident.switch("unet", [loaded[id] for id in IDS], MIXED)

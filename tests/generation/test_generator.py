@@ -1,9 +1,11 @@
 """Requests become pictures: one composition an image, one seed an image, and nothing left behind."""
 
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from stylus.errors import AdapterFileError, Cancelled, CheckpointError, GenerationError, NotFound, StorageError
+from stylus.errors import (
+    AdapterFileError,
+    Cancelled,
+    CheckpointError,
+    GenerationError,
+    NotFound,
+    SettingsError,
+    StorageError,
+)
+from stylus.generation.adapters import Resident, ResidentAdapters
 from stylus.generation.checkpoints import Checkpoints
 from stylus.generation.generator import Generator, Rendered
-from stylus.records import Adapter, BaseModelFamily, MaskMode, Progress, Request
+from stylus.records import Adapter, BaseModelFamily, MaskMode, Progress, Request, Schedule
 from stylus.settings import Settings
 from tests.generation import tiny
 
@@ -228,3 +240,63 @@ def test_a_lock_that_can_not_be_opened(settings: Settings, adapters: dict[str, A
     generator = Generator(Checkpoints(settings.model_copy(update={"data": occupied})))
     with pytest.raises(StorageError, match="STYLUS_DATA"):
         generator.render(request(), adapters)
+
+
+def test_weights_that_change_over_the_steps(
+    generator: Generator, adapters: dict[str, Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No composition asks for it yet; the schedule allows it, so each step must run with its own weights."""
+    weights = np.zeros((1, 3, 3), dtype=np.float32)
+    weights[0] = [[0.9, 0.0, 0.0], [0.0, 0.6, 0.6], [0.0, 0.0, 0.3]]
+    schedule = Schedule(
+        adapters=("test:both", "test:attention", "test:locon"), weights=weights, image_of_row=np.zeros(1, np.int64)
+    )
+    monkeypatch.setattr("stylus.generation.generator.merge_schedule", lambda *_: schedule)
+    seen: list[tuple[str, list[list[float]]]] = []
+    switch = ResidentAdapters.switch
+
+    def spy(self: ResidentAdapters, component: str, residents: list[Resident], rows: np.ndarray) -> None:
+        seen.append((component, rows.astype(float).round(3).tolist()))
+        switch(self, component, residents, rows)
+
+    monkeypatch.setattr(ResidentAdapters, "switch", spy)
+    (rendered,) = generator.render(request(count=1), adapters)
+    assert seen == [
+        ("text_encoder", [[0.3, 0.4, 0.1]]),
+        ("unet", [[0.9, 0.0, 0.0]] * 2),
+        ("unet", [[0.0, 0.6, 0.0]] * 2),
+        ("unet", [[0.0, 0.6, 0.3]] * 2),
+    ]
+    assert {id: round(weight, 3) for id, weight in rendered.adapters.items()} == {
+        "test:both": 0.3,
+        "test:attention": 0.4,
+        "test:locon": 0.1,
+    }
+
+
+def test_two_threads_share_one_generator(generator: Generator, adapters: dict[str, Adapter]) -> None:
+    requests = [request(seed=1, count=1), request(seed=2, count=2, composition=tiny.composition({"locon": 0.9}))]
+    expected = [generator.render(one, adapters) for one in requests]
+    generator.forget_adapters()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda one: generator.render(one, adapters), requests))
+    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+    assert set(found[0][0].seconds) == {"checkpoint", "load", "generate"}
+
+
+def test_settings_that_can_not_be_used(settings: Settings) -> None:
+    for field, value in (("device", "cuda:99"), ("device", "abacus"), ("dtype", "float8")):
+        with pytest.raises(SettingsError, match=f"STYLUS_{field.upper()}={value}"):
+            Checkpoints(settings.model_copy(update={field: value}))
+
+
+def test_weights_in_pickle_files_are_not_loaded(settings: Settings, folder: Path, tmp_path: Path) -> None:
+    """A checkpoint whose UNet comes as .bin: refused, even though diffusers could load it."""
+    copy = tmp_path / "pickled"
+    shutil.copytree(folder, copy)
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    configured = settings.model_copy(update={"checkpoints": {BaseModelFamily.SD15: str(copy)}})
+    with pytest.raises(CheckpointError, match="safetensors"):
+        Checkpoints(configured).open(BaseModelFamily.SD15)

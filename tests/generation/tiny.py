@@ -75,6 +75,8 @@ def random_factors(
     """Random factors for the linear and convolution layers whose path `keep` accepts."""
     random = torch.Generator().manual_seed(seed)
     factors: Factors = {}
+    down: tuple[int, ...]
+    up: tuple[int, ...]
     for component, model in models.items():
         for path, layer in model.named_modules():
             if isinstance(layer, nn.Linear) and keep(path):
