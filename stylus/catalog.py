@@ -70,31 +70,25 @@ class Catalog:
 
         One that is there already is replaced; its vectors stay if its content is the same.
         """
+        kept = [(adapter, adapter.content_hash()) for adapter in adapters]
         with self._database.connection() as connection:
-            for adapter in adapters:
-                digest = adapter.content_hash()
-                connection.execute(
-                    "delete from embeddings using adapters where adapter = id and id = %s and content_hash <> %s",
-                    [adapter.id, digest],
-                )
-                _upsert(connection, adapter, digest)
+            _forget(connection, kept, model="")
+            _upsert(connection, kept)
 
     def add_embedded(self, entries: Sequence[Entry], model: str) -> None:
         """Keeps adapters with their vectors of `model`, all or none; changed content drops those of other models."""
-        with self._database.connection() as connection:
-            for entry in entries:
-                id = entry.adapter.id
-                connection.execute(
-                    "delete from embeddings using adapters "
-                    "where adapter = id and id = %s and (model = %s or content_hash <> %s)",
-                    [id, model, entry.content_hash],
-                )
-                _upsert(connection, entry.adapter, entry.content_hash)
-                with connection.cursor() as cursor:
-                    cursor.executemany(
-                        "insert into embeddings (adapter, model, chunk, embedding) values (%s, %s, %s, %s::halfvec)",
-                        [(id, model, chunk, _text(vector)) for chunk, vector in enumerate(entry.vectors)],
-                    )
+        kept = [(entry.adapter, entry.content_hash) for entry in entries]
+        with self._database.connection() as connection, connection.cursor() as cursor:
+            _forget(connection, kept, model)
+            _upsert(connection, kept)
+            cursor.executemany(
+                "insert into embeddings (adapter, model, chunk, embedding) values (%s, %s, %s, %s::halfvec)",
+                [
+                    (entry.adapter.id, model, chunk, _text(vector))
+                    for entry in entries
+                    for chunk, vector in enumerate(entry.vectors)
+                ],
+            )
 
     def move(self, adapters: Iterable[Adapter]) -> None:
         """Updates where the files of known adapters lie, and nothing else."""
@@ -166,7 +160,13 @@ class Catalog:
         if limit < 1:
             return []
         with self._database.connection() as connection:
-            scores = dict(itertools.islice(self._stream(connection, vector, model, filters, limit), limit))
+            try:
+                scores = dict(itertools.islice(self._stream(connection, vector, model, filters, limit), limit))
+            except psycopg.errors.DataException as error:
+                raise InvalidInput(
+                    f"The query vector has {len(vector)} numbers, the catalog's vectors of {model} have others. Ingest "
+                    "the adapters again with this embedding model."
+                ) from error
         adapters = self.get(scores)
         ranked = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
         return [(adapters[id], score) for id, score in ranked if id in adapters]
@@ -217,13 +217,7 @@ class Catalog:
         text = _text(vector)
         with connection.cursor("nearest") as cursor:
             cursor.itersize = limit + 50
-            try:
-                cursor.execute(query, [text, *values, text])
-            except psycopg.errors.DataException as error:
-                raise InvalidInput(
-                    f"The query vector has {len(vector)} numbers, the catalog's vectors of {model} have others. Ingest "
-                    "the adapters again with this embedding model."
-                ) from error
+            cursor.execute(query, [text, *values, text])
             for id, similarity in cursor:
                 if id not in seen:
                     seen.add(id)
@@ -263,20 +257,33 @@ def _conditions(filters: Filters) -> tuple[sql.Composable, list[Any]]:
     return sql.SQL(" and ").join(map(sql.SQL, texts)), [value for _, value in parts]
 
 
-def _upsert(connection: psycopg.Connection[Any], adapter: Adapter, content_hash: str) -> None:
-    values = adapter.model_dump()
-    values["examples"] = Jsonb([example.model_dump() for example in adapter.examples])
-    values["tags"], values["trigger_words"] = list(adapter.tags), list(adapter.trigger_words)
+def _forget(connection: psycopg.Connection[Any], kept: Sequence[tuple[Adapter, str]], model: str) -> None:
+    """Drops the vectors of `model`, and of every model where the content hash is no longer the same."""
+    connection.execute(
+        "delete from embeddings using adapters, unnest(%s::text[], %s::text[]) as new (id, content_hash) "
+        "where adapter = new.id and adapters.id = new.id and (model = %s or adapters.content_hash <> new.content_hash)",
+        [[adapter.id for adapter, _ in kept], [digest for _, digest in kept], model],
+    )
+
+
+def _upsert(connection: psycopg.Connection[Any], kept: Sequence[tuple[Adapter, str]]) -> None:
     columns = [*_FIELDS, "content_hash"]
     changes = [sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in columns if name != "id"]
-    connection.execute(
-        sql.SQL("insert into adapters ({}) values ({}) on conflict (id) do update set {}, updated_at = now()").format(
-            sql.SQL(", ").join(map(sql.Identifier, columns)),
-            sql.SQL(", ").join(map(sql.Placeholder, columns)),
-            sql.SQL(", ").join(changes),
-        ),
-        {**values, "content_hash": content_hash},
+    query = sql.SQL(
+        "insert into adapters ({}) values ({}) on conflict (id) do update set {}, updated_at = now()"
+    ).format(
+        sql.SQL(", ").join(map(sql.Identifier, columns)),
+        sql.SQL(", ").join(map(sql.Placeholder, columns)),
+        sql.SQL(", ").join(changes),
     )
+    with connection.cursor() as cursor:
+        cursor.executemany(query, [{**_row(adapter), "content_hash": digest} for adapter, digest in kept])
+
+
+def _row(adapter: Adapter) -> dict[str, Any]:
+    values = adapter.model_dump()
+    values["examples"] = Jsonb([example.model_dump() for example in adapter.examples])
+    return values | {"tags": list(adapter.tags), "trigger_words": list(adapter.trigger_words)}
 
 
 def _adapter(row: Mapping[str, Any]) -> Adapter:

@@ -38,7 +38,7 @@ def clean(text: object, most: int) -> str:
     """At most `most` characters of plain text over several lines; "" for what is no text."""
     if not isinstance(text, str):
         return ""
-    text = text[:_READ]
+    text = text[: min(_READ, 50 * most)]
     # `<lora:star:0.8>` is no markup: it is a prompt's way to name an adapter.
     if _TAG.search(text.replace("<lora:", "").replace("<lyco:", "")):
         parser = _Words()

@@ -16,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 from stylus.database import Database
 from stylus.embedded_postgres import EmbeddedPostgres
+from stylus.embedder import Embedder
 from stylus.migrate import migrate
 from stylus.settings import Settings
 
@@ -97,3 +98,9 @@ def reachable() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def embedder() -> Embedder:
+    """The default embedder, loaded once for all tests."""
+    return Embedder.open(Settings.model_validate({}))

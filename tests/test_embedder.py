@@ -1,0 +1,61 @@
+"""The default embedder: offline, unit length, safe from many threads and inside event loops."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from stylus.embedder import DEFAULT, Embedder
+from stylus.errors import ModelUnavailable, SettingsError
+from stylus.settings import Settings
+
+
+def test_vectors_have_unit_length_and_mean_something(embedder: Embedder) -> None:
+    vectors = embedder.queries(["a photo of a cat", "a kitten", "a steam locomotive"])
+    assert vectors.shape == (3, 384)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert vectors[0] @ vectors[1] > 0.5 > vectors[0] @ vectors[2]
+    assert embedder.name == DEFAULT
+
+
+def test_documents_and_queries_share_one_space_and_batches_change_nothing(embedder: Embedder) -> None:
+    texts = [f"a {word} in the snow" for word in ("cat", "dog", "house")] * 50
+    together = embedder.documents(texts)
+    assert together.shape == (150, 384)
+    np.testing.assert_allclose(together[0], embedder.queries(texts[:1])[0], atol=1e-5)
+
+
+def test_no_texts_and_strange_texts(embedder: Embedder) -> None:
+    assert len(embedder.queries([])) == 0
+    strange = embedder.queries(["", "\0", "😀", "x" * 100_000, "한국어"])
+    assert np.isfinite(strange).all()
+
+
+def test_many_threads(embedder: Embedder) -> None:
+    words = ["star", "heart", "moon", "snow"] * 4
+    alone = embedder.queries(words)
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda word: embedder.queries([word])[0], words))
+    np.testing.assert_allclose(alone, np.stack(together), atol=1e-5)
+
+
+def test_works_where_an_event_loop_runs(embedder: Embedder) -> None:
+    async def caller() -> np.ndarray:
+        return embedder.queries(["star"])
+
+    assert asyncio.run(caller()).shape == (1, 384)
+
+
+@pytest.mark.parametrize("name", ["no-colon", ":model", "provider:"])
+def test_a_name_of_the_wrong_form_is_a_settings_error(name: str) -> None:
+    with pytest.raises(SettingsError, match="STYLUS_EMBEDDER"):
+        Embedder.open(Settings.model_validate({"embedder": name}))
+
+
+@pytest.mark.parametrize("name", ["nobody:model", "sentence-transformers:/no/such/folder"])
+def test_a_model_that_is_not_there_says_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelUnavailable, match="STYLUS_EMBEDDER"):
+        Embedder.open(Settings.model_validate({"embedder": name})).queries(["x"])
