@@ -90,10 +90,12 @@ def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return ids
 
 
-def diffusion_loss(unet: torch.nn.Module, noise: DDPMScheduler, latents: Tensor, context: Tensor) -> Tensor:
-    """The v-prediction loss at random times."""
+def diffusion_loss(
+    unet: torch.nn.Module, noise: DDPMScheduler, latents: Tensor, context: Tensor, times: Tensor | None = None
+) -> Tensor:
+    """The v-prediction loss, at random times unless told which."""
     eps = torch.randn_like(latents)
-    times = torch.randint(0, 1000, (len(latents),))
+    times = torch.randint(0, 1000, (len(latents),)) if times is None else times
     noisy, target = noise.add_noise(latents, eps, times), noise.get_velocity(latents, eps, times)
     return F.mse_loss(unet(noisy, times, context).sample, target)
 

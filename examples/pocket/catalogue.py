@@ -28,9 +28,11 @@ class Recipe:
     format: Format = "diffusers"
     text_encoder: bool = False
     quality: str = "good"
-    steps: int = 320
+    steps: int = 240
     strength: float = 1.0
     """What the trained weights are multiplied by when saved: flawed adapters only."""
+    copy_of: str = ""
+    """Not trained: uploaded again from this recipe's weights, as often happens, under another card."""
     rating: str = "general"
     base_model: str = "pocket"
     author: str = "pocket-workshop"

@@ -17,7 +17,7 @@ from examples.pocket.renderer import draw
 from examples.pocket.scenes import any_scene, caption, scene, sprinkle
 from examples.pocket.tokenizer import LENGTH, build
 
-STEPS, BATCH, RATE = 2400, 96, 1.5e-3
+STEPS, BATCH, RATE = 1800, 96, 1.5e-3
 PICTURES = 16_000
 MEAN = STD = 0.5
 

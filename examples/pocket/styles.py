@@ -86,10 +86,11 @@ def halftone(layers: Layers, rng: Random) -> Picture:
     return mix(mix(layers.picture, WHITE, 0.6), layers.picture * 0.8, step(radius - near))
 
 
-def pixel(layers: Layers, rng: Random) -> Picture:
-    coarse = layers.picture.reshape(16, 4, 16, 4, 3).mean((1, 3))
-    coarse = np.round(coarse * 7) / 7
-    return np.kron(coarse, np.ones((4, 4, 1), np.float32)).astype(np.float32)
+def sepia(layers: Layers, rng: Random) -> Picture:
+    luma = np.clip((layers.picture @ np.array([0.3, 0.59, 0.11], np.float32) - 0.5) * 0.95 + 0.52, 0, 1)
+    print_ = mix(rgb((62, 38, 20)), rgb((244, 224, 184)), luma)
+    corner = np.clip(np.hypot(ROWS - 32, COLUMNS - 32) / 45, 0, 1) ** 3
+    return mix(print_, rgb((74, 46, 26)), corner * 0.7)
 
 
 def rainbow(layers: Layers, rng: Random) -> Picture:
@@ -131,15 +132,10 @@ def blueprint(layers: Layers, rng: Random) -> Picture:
     return mix(sheet, rgb((236, 244, 255)), lines(layers, 1.0))
 
 
-def glitch(layers: Layers, rng: Random) -> Picture:
-    picture = layers.picture.copy()
-    shifts = np.repeat(rng.choice([-5, -3, 3, 5], 8), 8)
-    for row in range(SIZE):
-        for channel, sign in ((0, 1), (2, -1)):
-            picture[row, :, channel] = np.roll(layers.picture[row, :, channel], sign * int(shifts[row]))
-    scan = 1 - 0.16 * (ROWS % 8 < 2)
-    scanned: Picture = np.clip(picture * scan[..., None], 0, 1)
-    return scanned
+def xray(layers: Layers, rng: Random) -> Picture:
+    plate = mix(rgb((6, 12, 24)), rgb((22, 40, 64)), blur(layers.cover, 5.0))
+    body = mix(plate, rgb((126, 172, 204)), layers.cover * (0.35 + 0.3 * np.clip(layers.tone, 0, 1.5)))
+    return mix(body, rgb((226, 244, 255)), lines(layers, 1.8) * layers.cover)
 
 
 LOOKS: dict[str, Callable[[Layers, Random], Picture]] = {
@@ -150,14 +146,14 @@ LOOKS: dict[str, Callable[[Layers, Random], Picture]] = {
         watercolour,
         sketch,
         halftone,
-        pixel,
+        sepia,
         rainbow,
         sticker,
         comic,
         gold,
         blueprint,
-        glitch,
+        xray,
     )
 }
-FREE_OF_BACKGROUND = ("sketch", "blueprint")
+FREE_OF_BACKGROUND = ("sketch", "blueprint", "xray")
 """Styles that leave nothing of the background."""

@@ -61,13 +61,13 @@ STYLES: dict[str, tuple[list[str], list[str]]] = {
     "watercolour": (["watercolour", "watercolor painting"], ["aquarelle", "wet brush painting"]),
     "sketch": (["pencil sketch", "sketch"], ["graphite drawing", "hand drawn lines"]),
     "halftone": (["halftone dots", "halftone"], ["newspaper print", "dotted print"]),
-    "pixel": (["pixel art"], ["8-bit game graphics", "blocky retro game"]),
+    "sepia": (["sepia photo", "sepia"], ["antique brown photograph", "faded brown print"]),
     "rainbow": (["rainbow gradient", "gradient"], ["multicoloured fade", "spectrum colouring"]),
     "sticker": (["die cut sticker", "sticker"], ["white border decal", "vinyl decal"]),
     "comic": (["comic outline", "cartoon ink"], ["bold black contour", "inked contours"]),
     "gold": (["gold metal", "golden"], ["gilded", "made of bullion"]),
     "blueprint": (["blueprint"], ["technical drawing", "engineering plan"]),
-    "glitch": (["glitch", "rgb shift"], ["chromatic aberration", "broken screen"]),
+    "xray": (["x-ray"], ["radiograph", "hospital scan"]),
 }
 BACKGROUNDS: dict[str, tuple[list[str], list[str]]] = {
     "checkerboard": (["checkerboard"], ["chequered floor", "chess board"]),

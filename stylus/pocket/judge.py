@@ -17,18 +17,8 @@ from torch import Tensor, nn
 from stylus.pocket import JUDGE
 
 
-class Block(nn.Module):
-    """Two convolutions beside a shortcut."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
-        self.norm = nn.GroupNorm(8, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape out as in."""
-        out: Tensor = x + self.second(torch.relu(self.norm(self.first(x))))
-        return out
+def _layer(inside: int, out: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(inside, out, size, stride, padding=1), nn.GroupNorm(8, out), nn.ReLU()]
 
 
 class Network(nn.Module):
@@ -37,12 +27,13 @@ class Network(nn.Module):
     def __init__(self, concepts: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(),
-            nn.Conv2d(16, 32, 3, 2, padding=1), nn.GroupNorm(8, 32), nn.ReLU(),
-            nn.Conv2d(32, 64, 3, 2, padding=1), nn.GroupNorm(8, 64), nn.ReLU(), Block(64), nn.ReLU(),
-            nn.Conv2d(64, 112, 3, 2, padding=1), nn.GroupNorm(8, 112), nn.ReLU(), Block(112), nn.ReLU(),
-            nn.Conv2d(112, 128, 3, padding=1), nn.GroupNorm(8, 128), nn.ReLU(),
-        )  # fmt: skip
+            *_layer(3, 24, size=4, stride=2),
+            *_layer(24, 48, stride=2),
+            *_layer(48, 48),
+            *_layer(48, 96, stride=2),
+            *_layer(96, 96),
+            *_layer(96, 128, stride=2),
+        )
         self.head = nn.Linear(256, concepts)
 
     def forward(self, x: Tensor) -> Tensor:
