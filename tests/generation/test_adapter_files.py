@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stylus.errors import AdapterFileError
 from stylus.generation.adapter_files import read_adapter
+from stylus.generation.adapter_keys import LayerNames, place
 from stylus.generation.adapters import GatedModel
 from stylus.records import Adapter, BaseModelFamily
 from tests.generation import tiny
@@ -190,3 +191,43 @@ def test_what_is_read_is_what_was_written(
     assert sum(len(layers) for layers in weights.layers.values()) == len(written) / 3
     assert weights.scale == 0.5
     assert weights.nbytes == sum(t.nbytes for key, t in written.items() if not key.endswith("alpha"))
+
+
+def test_names_as_published_for_sd15() -> None:
+    """Keys as they stand in files that people share, on a UNet and text encoder of the true size (no weights)."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
+    names = LayerNames({"unet": GatedModel(unet).shapes, "text_encoder": GatedModel(text).shapes})
+    block = "down_blocks.1.attentions.0.transformer_blocks.0"
+    flat = block.replace(".", "_")
+    for key, component, layer, role in (
+        (f"lora_unet_{flat}_attn1_to_q.lora_down.weight", "unet", f"{block}.attn1.to_q", "down"),
+        (f"lora_unet_{flat}_attn2_to_out_0.lora_up.weight", "unet", f"{block}.attn2.to_out.0", "up"),
+        (f"lora_unet_{flat}_ff_net_0_proj.alpha", "unet", f"{block}.ff.net.0.proj", "alpha"),
+        (f"lora_unet_{flat}_ff_net_2.lora_up.weight", "unet", f"{block}.ff.net.2", "up"),
+        ("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight", "unet", "mid_block.attentions.0.proj_in", "down"),
+        ("lora_unet_up_blocks_3_resnets_2_conv_shortcut.alpha", "unet", "up_blocks.3.resnets.2.conv_shortcut", "alpha"),
+        ("lora_unet_down_blocks_0_downsamplers_0_conv.alpha", "unet", "down_blocks.0.downsamplers.0.conv", "alpha"),
+        ("lora_unet_up_blocks_0_upsamplers_0_conv.alpha", "unet", "up_blocks.0.upsamplers.0.conv", "alpha"),
+        ("lora_unet_time_embedding_linear_1.lora_down.weight", "unet", "time_embedding.linear_1", "down"),
+        (f"unet.{block}.attn1.processor.to_out_lora.up.weight", "unet", f"{block}.attn1.to_out.0", "up"),
+        (f"unet.{block}.attn1.to_k.lora.down.weight", "unet", f"{block}.attn1.to_k", "down"),
+        (f"base_model.model.{block}.attn1.to_k.lora_B.weight", "unet", f"{block}.attn1.to_k", "up"),
+    ):
+        assert place(key, names, SD15) == (component, layer, role)
+    layer = next(path for path in GatedModel(text).shapes if path.endswith("encoder.layers.11.mlp.fc1"))
+    for key in (
+        "lora_te_text_model_encoder_layers_11_mlp_fc1.lora_down.weight",
+        "lora_te1_text_model_encoder_layers_11_mlp_fc1.lora_down.weight",
+        "text_encoder.text_model.encoder.layers.11.mlp.fc1.lora_linear_layer.down.weight",
+        "text_encoder.encoder.layers.11.mlp.fc1.lora_A.weight",
+        "base_model.model.text_model.encoder.layers.11.mlp.fc1.lora_A.default.weight",
+    ):
+        assert place(key, names, SD15) == ("text_encoder", layer, "down")
+    attention = layer.replace("mlp.fc1", "self_attn.out_proj")
+    early = "text_encoder.text_model.encoder.layers.11.self_attn.to_out_lora.up.weight"
+    assert place(early, names, SD15) == ("text_encoder", attention, "up")
