@@ -1,6 +1,7 @@
 """Trains the adapters of the catalogue with peft on the finished base, one after the other.
 
-`--stage adapters [--part 0/2] [--only name,name]`: two processes with parts 0/2 and 1/2 share the work. An adapter sees
+`--stage adapters [--part 0/2] [--only name,name] [--again]`: two processes with parts 0/2 and 1/2 share the work;
+`--again` goes on from the files that are there, at a lower rate: a second round for those that need it. An adapter sees
 its concept under varied captions, mixed with plain base pictures (prior preservation), so that a star adapter does not
 turn every circle into a star. Empty captions go with base pictures only: guidance then pushes towards the concept.
 """
@@ -14,16 +15,16 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from examples.pocket.base import NOISE, Sample, diffusion_loss, encode, tokens
 from examples.pocket.catalogue import RECIPES, Recipe
-from examples.pocket.formats import write
+from examples.pocket.formats import read, write
 from examples.pocket.scenes import CONCEPT_WORDS, caption, pick, scene, sprinkle
 from examples.pocket.words import FILLERS, KINDS
 
-BATCH, RATE = 18, 1e-2
+BATCH, RATE, RATE_AGAIN = 18, 1e-2, 7e-3
 PICTURES = 300
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
@@ -82,7 +83,11 @@ def latents_of(
 
 
 def train_one(
-    pipeline: StableDiffusionPipeline, recipe: Recipe, plain: tuple[list[Sample], Tensor], seed: int
+    pipeline: StableDiffusionPipeline,
+    recipe: Recipe,
+    plain: tuple[list[Sample], Tensor],
+    seed: int,
+    before: Path | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
     """Train one adapter; its UNet and text encoder weights in peft's naming, and the mean loss at the end."""
     torch.manual_seed(seed)
@@ -94,17 +99,25 @@ def train_one(
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets(recipe, unet)), "new")
     if recipe.text_encoder:
         text.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=TEXT_TARGETS), "new")
+    rate = RATE
+    if before:
+        rate = RATE_AGAIN
+        layers = [name for model in (unet, text) for name, _ in model.named_modules()]
+        unet_state, text_state = read(before, layers)
+        set_peft_model_state_dict(unet, unet_state, adapter_name="new")
+        if recipe.text_encoder:
+            set_peft_model_state_dict(text, text_state, adapter_name="new")
     scale = recipe.weight if recipe.weight and recipe.quality == "good" else 1.0
     for module in [*unet.modules(), *text.modules()]:
         if hasattr(module, "lora_A") and "new" in module.lora_A:
             module.scaling["new"] = scale
     parameters = [p for part in (unet, text) for p in part.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, RATE, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimiser = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.99), weight_decay=1e-3)
     noise, average = DDPMScheduler(**NOISE), math.nan
     preserved = 4 if kind_of(recipe.concept) == "subject" else 3
     for step in range(recipe.steps):
         for group in optimiser.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 20) * (0.55 + 0.45 * math.cos(math.pi * step / recipe.steps))
+            group["lr"] = rate * min(1.0, (step + 1) / 20) * (0.55 + 0.45 * math.cos(math.pi * step / recipe.steps))
         mine = rng.integers(0, count, BATCH - preserved)
         base = rng.integers(0, len(plain[0]), preserved)
         captions = [concept_caption(rng, own[i], recipe) for i in mine]
@@ -142,6 +155,7 @@ def train(work: Path, *rest: str) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", default="0/1")
     parser.add_argument("--only", default="")
+    parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args(rest)
     part, parts = (int(number) for number in arguments.part.split("/"))
     pipeline = StableDiffusionPipeline.from_pretrained(work / "pipeline", safety_checker=None)
@@ -155,7 +169,9 @@ def train(work: Path, *rest: str) -> None:
         chosen = [r for r in chosen if r.name in arguments.only.split(",")]
     for recipe in chosen[part::parts]:
         start = time.time()
-        unet_state, text_state, loss = train_one(pipeline, recipe, plain, seed=1000 + RECIPES.index(recipe))
+        before = work / "adapters" / f"{recipe.name}.safetensors" if arguments.again else None
+        seed = 1000 + RECIPES.index(recipe) + (500 if before else 0)
+        unet_state, text_state, loss = train_one(pipeline, recipe, plain, seed, before)
         for file in [recipe, *(copy for copy in RECIPES if copy.copy_of == recipe.name)]:
             weights = [strengthened(state, file.strength) for state in (unet_state, text_state)]
             size = write(file, weights[0], weights[1], work / "adapters" / f"{file.name}.safetensors")

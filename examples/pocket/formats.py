@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from examples.pocket.catalogue import Recipe
@@ -56,6 +56,25 @@ def write(recipe: Recipe, unet: dict[str, Tensor], text: dict[str, Tensor], path
         header = {"format": "pt"}
     save_file({key: value.half().contiguous() for key, value in state.items()}, path, metadata=header)
     return path.stat().st_size
+
+
+def read(path: Path, layers: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The UNet and text encoder weights of a file that `write` wrote, in peft's naming; `layers`: all layer names."""
+    known = {layer.replace(".", "_"): layer for layer in layers}
+    unet: dict[str, Tensor] = {}
+    text: dict[str, Tensor] = {}
+    for key, value in load_file(path).items():
+        if key.startswith("lora_"):
+            layer, _, side = key.removesuffix(".weight").rpartition(".")
+            into = text if layer.startswith("lora_te_") else unet
+            if side != "alpha":
+                name = known[layer.removeprefix("lora_te_").removeprefix("lora_unet_")]
+                into[f"{name}.{'lora_A' if side == 'lora_down' else 'lora_B'}.weight"] = value.float()
+        elif key.startswith("text_encoder."):
+            text[key.removeprefix("text_encoder.")] = value.float()
+        else:
+            unet[key.removeprefix("unet.").removeprefix("base_model.model.")] = value.float()
+    return unet, text
 
 
 def foreign(path: Path) -> None:
