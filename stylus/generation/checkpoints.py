@@ -138,7 +138,7 @@ class Checkpoints:
             model.eval().requires_grad_(False)
         return LoadedPipeline(
             family=family,
-            name=source if not Path(source).exists() else folder.name,
+            name=family.value if folder == POCKET else folder.name if Path(source).expanduser().is_dir() else source,
             sha256=digest,
             pipeline=pipeline,
             adapters=ResidentAdapters(family, {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}),
