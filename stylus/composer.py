@@ -20,7 +20,7 @@ from pydantic_ai.settings import ModelSettings
 
 from stylus.errors import ModelUnavailable, SettingsError
 from stylus.keywords import keywords
-from stylus.lexical_composer import Composer, Draft, LexicalComposer, Limits
+from stylus.lexical_composer import Composer, Draft, LexicalComposer, Limits, similarity_to
 from stylus.records import Adapter, Match
 from stylus.rules import Nominee, Proposal, clean, settle
 from stylus.settings import Settings
@@ -136,10 +136,7 @@ def short_list(prompt: str, matches: Sequence[Match]) -> list[Adapter]:
     """At most 48 candidates, in a fixed order: the six most similar to each keyword, then the retriever's best."""
     usable = [match for match in matches if match.adapter.quality is None and not match.adapter.hidden]
     rounds = [
-        sorted((m for m in usable if keyword in m.keyword_scores), key=lambda m: -m.keyword_scores[keyword])[
-            :PER_KEYWORD
-        ]
-        for keyword in keywords(prompt)
+        sorted(usable, key=lambda match: -similarity_to(keyword, match))[:PER_KEYWORD] for keyword in keywords(prompt)
     ]
     turns = [ranked[place] for place in range(PER_KEYWORD) for ranked in rounds if place < len(ranked)]
     chosen = {match.adapter.id: match.adapter for match in (*turns, *usable)}

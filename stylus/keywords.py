@@ -9,8 +9,9 @@ One pass over the words, so that a prompt of 100,000 characters takes as long as
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
-from stylus.words import FUNCTION_WORDS, content_words, fold
+from stylus.words import FUNCTION_WORDS, content_words, fold, purpose_words
 
 MOST_WORDS = 4
 """Words a keyword: longer ones match no card (DESIGN.md, Settled points). The parts of a hyphenated word count."""
@@ -51,7 +52,7 @@ _LISTS = {
         building string spring swing sling thing ceiling wedding evening morning lightning earring duckling painting
         drawing clothing bedding frosting icing topping pudding dumpling stocking railing awning sibling living dining
         parking engraving etching carving viking nothing something anything everything crossing opening housing
-        lighting shading""",
+        lighting shading colouring coloring""",
     "things in -ed": "hundred speed breed steed bleed moped sacred naked wicked",
 }
 _WORDS = {name: frozenset(text.split()) for name, text in _LISTS.items()}
@@ -114,6 +115,33 @@ def keywords(prompt: str) -> list[str]:
     return list(found.values())
 
 
+@lru_cache(maxsize=4096)
+def core(keyword: str) -> str:
+    """The keyword without colours and sizes before and "style" or "background" after: what to search for.
+
+    "black kitty" lies nearer to everything black than "kitty" does. A keyword of such words alone stays as it is.
+    """
+    inside = [match for match in TOKEN.finditer(keyword) if purpose_words(match[0])]
+    return keyword[inside[0].start() : inside[-1].end()] if inside else keyword
+
+
+@lru_cache(maxsize=4096)
+def parts(keyword: str) -> tuple[str, str] | None:
+    """Modifier and head of a keyword that is about two things or more: ("gilded", "crown"). None for one thing."""
+    inside = [match for match in TOKEN.finditer(keyword) if purpose_words(match[0])]
+    if len(inside) < 2:
+        return None
+    return keyword[inside[0].start() : inside[-2].end()], inside[-1][0]
+
+
+def search_terms(prompt: str) -> list[str]:
+    """What the retriever should search for besides the whole prompt: the core of each keyword, then the parts of those
+    about several things. At most 32, each once."""
+    asked = keywords(prompt)
+    cut = [part for keyword in asked for part in parts(keyword) or ()]
+    return list(dict.fromkeys([*map(core, asked), *cut]))[:MOST_KEYWORDS]
+
+
 def _phrases(prompt: str) -> Iterator[list[_Token]]:
     """Noun phrases and actions: runs of words that nothing but spaces separates, actions and participles cut out."""
     run: list[_Token] = []
@@ -139,7 +167,8 @@ def _cut(run: list[_Token], after_be: bool, before_of: bool) -> Iterator[list[_T
     parts = [part]
     for index, token in enumerate(run):
         verb_place = bool(part) or (index == 0 and after_be)
-        if verb_place and token.is_action:
+        # "Big running shoes": only a quality stands before, and a noun follows.
+        if verb_place and token.is_action and not (part and index < len(run) - 1 and all(map(_is_quality, part))):
             part = []
             parts += [[token], part]
         elif verb_place and token.is_participle and (not part or index == len(run) - 1):
@@ -148,6 +177,10 @@ def _cut(run: list[_Token], after_be: bool, before_of: bool) -> Iterator[list[_T
             part.append(token)
     nothing = _WORDS["empty"] | _WORDS["picture"] if before_of else _WORDS["empty"]
     yield from (part for part in parts if any(token.text not in nothing for token in part))
+
+
+def _is_quality(token: _Token) -> bool:
+    return token.is_participle or not purpose_words(token.text)
 
 
 def _chunks(phrase: list[_Token]) -> Iterator[tuple[int, int]]:

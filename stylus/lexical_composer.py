@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from stylus.evidence import Evidence, doubts, is_named, purpose_words, word_evidence
-from stylus.keywords import keywords
-from stylus.records import Adapter, BaseModelFamily, Category, Choice, Match, Task
+from stylus.evidence import Evidence, about, doubts, is_named, word_evidence
+from stylus.keywords import core, keywords, parts
+from stylus.records import BaseModelFamily, Category, Choice, Match, Task
 from stylus.trigger_words import serving
-from stylus.words import content_words
+from stylus.words import content_words, purpose_words
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,12 @@ class Thresholds:
     """Least evidence by words on which an adapter is chosen."""
     floor: float = 0.25
     """Below this similarity nothing is chosen on similarity alone."""
-    similar: float = 0.55
-    """Similarity plus distinctness that chooses without any word in common."""
+    similar: float = 0.45
+    """Similarity plus twice its lead over other purposes that chooses without any word in common."""
+
+
+MOST_SIMILAR = 20
+"""Adapters that can be chosen for a term on similarity alone: the nearest ones."""
 
 
 @dataclass(frozen=True)
@@ -73,49 +77,51 @@ class LexicalComposer:
         """
         asked = keywords(prompt)
         usable = [match for match in matches if match.adapter.quality is None and not match.adapter.hidden]
-        scored = [self._judge(number, keyword, usable) for number, keyword in enumerate(asked)]
+        purposes = {match.adapter.id: about(match.adapter) for match in usable}
+        scored = [self._judge(number, keyword, usable, purposes) for number, keyword in enumerate(asked)]
         chosen = _assign([evidence for of_task in scored for evidence in of_task], asked, limits)
         tasks = tuple(Task(keyword=keyword, choices=tuple(chosen[number])) for number, keyword in enumerate(asked))
         notes = ("The lexical composer is deterministic: temperature has no effect.",) if temperature > 0 else ()
         return Draft(tasks, self.name, notes)
 
-    def _judge(self, task: int, keyword: str, matches: Sequence[Match]) -> list["_Candidate"]:
-        """The adapters that fit the keyword, each with what speaks for it."""
-        rivals = _runner_up(keyword, matches)
+    def _judge(
+        self, task: int, keyword: str, matches: Sequence[Match], purposes: Mapping[str, frozenset[str]]
+    ) -> list["_Candidate"]:
+        """The adapters that fit the keyword or a part of it, each with what speaks for it."""
+        terms = (core(keyword), *(parts(keyword) or ()))
+        rivals = {term: _runners_up(term, matches, purposes) for term in terms}
         found: list[_Candidate] = []
         for match in matches:
-            similarity = match.keyword_scores.get(keyword, 0.0)
-            evidence = word_evidence(keyword, match.adapter)
-            if match.adapter.category in {Category.CHARACTER, Category.CELEBRITY} and not is_named(
-                match.adapter, keyword
-            ):
+            adapter, similarity = match.adapter, similarity_to(keyword, match)
+            if adapter.category in {Category.CHARACTER, Category.CELEBRITY} and not is_named(adapter, keyword):
                 continue
+            evidence = word_evidence(keyword, adapter)
             if evidence is None or evidence.strength < self.thresholds.words:
-                evidence = self._by_similarity(keyword, match, similarity, rivals)
+                evidence = max(
+                    (like for term in terms if (like := self._likeness(term, match, rivals[term]))),
+                    key=lambda like: like.strength,
+                    default=None,
+                )
             if evidence is not None:
                 # Among equals the card that says the same in most of its phrases wins, then the more similar one.
                 score = evidence.strength + 0.3 * evidence.agreement + 0.5 * similarity + 0.1 * match.prompt_score
-                score -= doubts(match.adapter)
-                found.append(_Candidate(task, match, evidence, score))
+                found.append(_Candidate(task, match, evidence, score - doubts(adapter)))
         return found
 
-    def _by_similarity(
-        self, keyword: str, match: Match, similarity: float, rivals: Mapping[str, float]
-    ) -> Evidence | None:
+    def _likeness(self, term: str, match: Match, rivals: Mapping[str, float]) -> Evidence | None:
         """Synonyms: no word in common, yet similar, and more so than adapters for anything else.
 
         A word that no adapter is about ("circle") is about as similar to many; a synonym ("kitty") stands out for the
-        adapters of one concept. So similarity and its lead over the best adapter of another purpose count together.
+        adapters of one concept. So similarity and, twice, its lead over the best adapter of another purpose count.
+        Strength is below that of any evidence by words: [0, 0.3].
         """
-        words = set(content_words(keyword))
+        similarity = similarity_to(term, match)
         lead = similarity - rivals.get(match.adapter.id, similarity)
-        if (
-            similarity < self.thresholds.floor
-            or similarity + lead < self.thresholds.similar
-            or not purpose_words(keyword)
-        ):
+        distinct = similarity + 2 * lead
+        if similarity < self.thresholds.floor or distinct < self.thresholds.similar or not purpose_words(term):
             return None
-        return Evidence(0.0, f"similar to {keyword!r} ({similarity:.2f})", frozenset(words))
+        reason = f"similar to {term!r} ({similarity:.2f})"
+        return Evidence(0.3 * min(1.0, max(0.0, distinct)), reason, frozenset(content_words(term)))
 
 
 @dataclass(frozen=True)
@@ -126,22 +132,19 @@ class _Candidate:
     score: float
 
 
-def _runner_up(keyword: str, matches: Sequence[Match]) -> dict[str, float]:
-    """For each adapter, the similarity of the keyword to the best adapter that shares no purpose word with it."""
-    ranked = sorted(
-        ((match.keyword_scores.get(keyword, 0.0), match.adapter) for match in matches),
-        key=lambda pair: (-pair[0], pair[1].id),
-    )
-    purposes = [(score, adapter, _about(adapter)) for score, adapter in ranked[:200]]
+def similarity_to(keyword: str, match: Match) -> float:
+    """Cosine similarity of the card to the keyword: to its core where the retriever searched for that. Unknown: 0."""
+    scores = match.keyword_scores
+    return scores.get(core(keyword), scores.get(keyword, 0.0))
+
+
+def _runners_up(term: str, matches: Sequence[Match], purposes: Mapping[str, frozenset[str]]) -> dict[str, float]:
+    """For each adapter, the similarity of `term` to the best adapter that shares no purpose word with it."""
+    ranked = sorted(((similarity_to(term, match), match.adapter.id) for match in matches), key=lambda p: (-p[0], p[1]))
     return {
-        adapter.id: next((score for score, _, other in purposes if not other & about), 0.0)
-        for _, adapter, about in purposes
+        id: next((score for score, other in ranked if not purposes[other] & purposes[id]), 0.0)
+        for _, id in ranked[:MOST_SIMILAR]
     }
-
-
-def _about(adapter: Adapter) -> frozenset[str]:
-    phrases = (adapter.name, *adapter.tags, *adapter.trigger_words)
-    return frozenset(word for phrase in phrases for word in purpose_words(phrase))
 
 
 def _assign(candidates: Sequence[_Candidate], asked: Sequence[str], limits: Limits) -> list[list[Choice]]:

@@ -17,7 +17,7 @@ from stylus.database import Database
 from stylus.embedder import Embedder
 from stylus.errors import InvalidInput
 from stylus.history import History
-from stylus.keywords import keywords
+from stylus.keywords import search_terms
 from stylus.lexical_composer import Limits
 from stylus.records import (
     BaseModelFamily,
@@ -113,7 +113,7 @@ class Stylus:
     def candidates(self, prompt: str, family: BaseModelFamily) -> list[Match]:
         """What the composer chooses from: adapters of the family with a weight file here."""
         filters = Filters(base_model=family, has_file=True)
-        return self.retriever.retrieve(prompt, keywords=keywords(prompt), filters=filters, limit=CANDIDATES)
+        return self.retriever.retrieve(prompt, keywords=search_terms(prompt), filters=filters, limit=CANDIDATES)
 
     def _tasks_of(self, picks: Sequence[Pick], family: BaseModelFamily) -> tuple[Task, ...]:
         if len(picks) > MAX_ADAPTERS:

@@ -63,3 +63,31 @@ def content_words(text: str) -> tuple[str, ...]:
     """Folded words that are not function words, in order, each once."""
     kept = (fold(word) for word in WORD.findall(text) if word.casefold() not in FUNCTION_WORDS)
     return tuple(dict.fromkeys(kept))
+
+
+_GENERAL_WORDS = """
+    style styled stylized background backdrop wallpaper scene picture image photo photograph photography art artwork
+    concept theme lora locon lycoris adapter model checkpoint version ver sd sd15 sdxl xl flux pony illustrious
+    trained training draw draws drawn looking shape icon symbol sign emblem design pattern texture
+"""
+_ATTRIBUTES = """
+    red orange yellow green blue purple violet pink white black gray brown teal cyan turquoise beige tan
+    big small large little huge tiny giant tall short long old new young high low wide thin thick
+    dark light bright pale colorful nice good great beautiful pretty cute simple clean single plain whole
+    different same various own full empty
+"""
+_VERSION = re.compile(r"v?\d+(\.\d+)*[a-z]?")
+_GENERAL = frozenset(content_words(_GENERAL_WORDS))
+_UNSPECIFIC = _GENERAL | frozenset(content_words(_ATTRIBUTES))
+
+
+@lru_cache(maxsize=65536)
+def specific_words(text: str) -> tuple[str, ...]:
+    """Content words without "style", "background", "lora", version numbers and the like: no card is about those."""
+    return tuple(word for word in content_words(text) if word not in _GENERAL and not _VERSION.fullmatch(word))
+
+
+@lru_cache(maxsize=65536)
+def purpose_words(text: str) -> tuple[str, ...]:
+    """Content words that an adapter can be about: specific ones that are no colour or size either."""
+    return tuple(word for word in specific_words(text) if word not in _UNSPECIFIC)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stylus.keywords import MOST_KEYWORDS, MOST_WORDS, keywords
+from stylus.keywords import MOST_KEYWORDS, MOST_WORDS, core, keywords, parts, search_terms
 from stylus.words import content_words, fold
 
 
@@ -20,6 +20,7 @@ from stylus.words import content_words, fold
         ("a lighthouse in woodcut style", ["lighthouse", "woodcut style"]),
         ("a man riding a horse", ["man", "riding", "horse"]),
         ("a man is riding horses", ["man", "riding", "horses"]),
+        ("big running shoes", ["big running shoes"]),
         ("a dining table and a parking lot", ["dining table", "parking lot"]),
         ("a van parked on the street", ["van", "street"]),
         ("a huge stuffed bear", ["huge stuffed bear"]),
@@ -103,3 +104,31 @@ def test_different_words_stay_apart(one: str, other: str) -> None:
 
 def test_content_words_drop_function_words_and_repeats() -> None:
     assert content_words("The cat and two Cats of a house") == ("cat", "house")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "expected"),
+    [
+        ("black kitty", "kitty"),
+        ("woodcut style", "woodcut"),
+        ("tiny red fire truck", "fire truck"),
+        ("checked background", "checked"),
+        ("blue background", "blue background"),
+        ("corgi", "corgi"),
+    ],
+)
+def test_the_core_leaves_colours_sizes_and_style_out(keyword: str, expected: str) -> None:
+    assert core(keyword) == expected
+
+
+def test_parts_are_modifier_and_head() -> None:
+    assert parts("carved wooden crown") == ("carved wooden", "crown")
+    assert parts("black crown") is None
+
+
+@given(st.one_of(st.text(max_size=200), st.lists(words, max_size=40).map(" ".join)))
+def test_search_terms_are_few_and_from_the_prompt(prompt: str) -> None:
+    terms = search_terms(prompt)
+    assert len(terms) == len(set(terms)) <= MOST_KEYWORDS
+    assert all(term in prompt for term in terms)
+    assert bool(terms) == bool(keywords(prompt))

@@ -144,6 +144,8 @@ def test_one_base_model_family() -> None:
         {"description": ""},
         {"description": "First attempt, undertrained."},
         {"description": "WIP"},
+        {"description": "THE STRONGEST CORGI HERE, SHOUTED"},
+        {"description": "Slider: from no corgi to all corgi."},
     ],
 )
 def test_a_card_that_speaks_against_itself_loses(doubtful: dict[str, Any]) -> None:
@@ -205,3 +207,17 @@ def test_every_rule_holds_and_nothing_depends_on_chance(prompt: str, matches: li
     assert sum(choice.category is Category.STYLE for choice in choices) <= limits.styles
     assert all(any(m.adapter.id == id and m.adapter.quality is None for m in matches) for id in ids)
     assert all(choice.reason for choice in choices)
+
+
+def test_similarity_to_the_core_counts_where_the_retriever_searched_for_it() -> None:
+    kitty = match(adapter("cat", "cat face"), {"kitty": 0.5})
+    draft = compose("a black kitty", kitty, *with_scores("kitty", 0.3, 0.25))
+    assert of(draft) == {"black kitty": ["cat"]}
+
+
+def test_a_style_named_by_a_synonym_in_a_phrase_joins_the_thing() -> None:
+    scores = {"gilded crown": 0.4, "gilded": 0.5, "crown": 0.2}
+    gold = match(adapter("gold", "gold metal", category=Category.STYLE), scores)
+    crown = match(adapter("crown", "crown"), {"gilded crown": 0.5, "gilded": 0.2, "crown": 0.6})
+    draft = compose("a gilded crown", gold, crown, *with_scores("gilded", 0.2))
+    assert of(draft) == {"gilded crown": ["crown", "gold"]}
