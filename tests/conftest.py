@@ -3,6 +3,7 @@
 import secrets
 import shutil
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,23 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 def database(settings: Settings) -> Iterator[Database]:
     with Database.open(settings) as database:
         yield database
+
+
+@pytest.fixture(scope="session")
+def stopped_cluster() -> Iterator[Path]:
+    """The home of an embedded server that was made and stopped: copying it spares a test the seconds of initdb."""
+    folder = Path(tempfile.mkdtemp(prefix="stylus-cluster-"))
+    folder.chmod(0o755)
+    EmbeddedPostgres(folder / "postgres").close()
+    yield folder / "postgres"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def home(stopped_cluster: Path, reachable: Path) -> Path:
+    """The home of an embedded server that can be started."""
+    subprocess.run(["cp", "-a", stopped_cluster, reachable / "postgres"], check=True)
+    return reachable / "postgres"
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def test_an_adapter_scores_by_its_best_chunk_and_comes_once(catalog: Catalog) ->
     ],
 )
 def test_filters(catalog: Catalog, filters: Filters, expected: set[str]) -> None:
-    varied = {
+    varied: dict[str, dict[str, object]] = {
         "plain": {},
         "sdxl": {"base_model": "sdxl"},
         "style": {"category": "style"},

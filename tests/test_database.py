@@ -133,8 +133,8 @@ def test_many_threads_share_few_connections(database: Database) -> None:
         assert list(pool.map(ask, range(200))) == list(range(200))
 
 
-def test_a_given_server_that_stops_and_returns_is_used_again(tmp_path: Path, reachable: Path) -> None:
-    server = EmbeddedPostgres(reachable / "postgres")
+def test_a_given_server_that_stops_and_returns_is_used_again(tmp_path: Path, home: Path) -> None:
+    server = EmbeddedPostgres(home)
     url = server.url
     with Database.open(Settings.model_validate({"database_url": url, "data": tmp_path})) as database:
         with database.connection():
@@ -143,17 +143,17 @@ def test_a_given_server_that_stops_and_returns_is_used_again(tmp_path: Path, rea
         with pytest.raises(DatabaseUnavailable, match="once the server of STYLUS_DATABASE_URL is back"):  # noqa: SIM117
             with database.connection():
                 pass
-        server = EmbeddedPostgres(reachable / "postgres")
+        server = EmbeddedPostgres(home)
         with database.connection() as connection:
             assert connection.execute("select count(*) from adapters").fetchone() == (0,)
     server.close()
 
 
-def test_an_embedded_server_killed_while_serving_is_started_again(reachable: Path) -> None:
-    with Database.open(Settings.model_validate({"data": reachable})) as database:
+def test_an_embedded_server_killed_while_serving_is_started_again(home: Path) -> None:
+    with Database.open(Settings.model_validate({"data": home.parent})) as database:
         with database.connection() as connection:
             connection.execute("create table kept (x int)")
-        pid = int((reachable / "postgres" / "cluster" / "postmaster.pid").read_text().split()[0])
+        pid = int((home / "cluster" / "postmaster.pid").read_text().split()[0])
         os.kill(pid, signal.SIGKILL)
         time.sleep(0.5)  # its children notice and go
         with database.connection() as connection:

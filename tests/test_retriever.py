@@ -53,7 +53,10 @@ def test_each_keyword_brings_its_own_candidate(retriever: Retriever) -> None:
     for match in matches:
         assert set(match.keyword_scores) == {"kitten", "blizzard", "neon glow"}
         assert match.score == max(match.prompt_score, *match.keyword_scores.values())
-    best = {k: max(matches, key=lambda m, k=k: m.keyword_scores[k]).adapter.id for k in ("kitten", "blizzard")}
+    best = {}
+    for keyword in ("kitten", "blizzard"):
+        scores = {match.adapter.id: match.keyword_scores[keyword] for match in matches}
+        best[keyword] = max(scores, key=scores.__getitem__)
     assert best == {"kitten": "pocket:cat", "blizzard": "pocket:snow"}
 
 
