@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mcp import Client, StdioServerParameters
+from mcp_types import BlobResourceContents
 from PIL import Image
 from rich.console import Console
 
@@ -121,6 +122,8 @@ async def _call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
 
 async def _read_picture(client: Client, uri: str) -> Image.Image:
     (content,) = (await client.read_resource(uri)).contents
+    if not isinstance(content, BlobResourceContents):
+        raise StylusError(f"{uri} came as text: the server should send a PNG file.")
     return Image.open(io.BytesIO(base64.b64decode(content.blob)))
 
 

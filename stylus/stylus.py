@@ -18,7 +18,7 @@ from stylus.embedder import Embedder
 from stylus.errors import InvalidInput
 from stylus.history import History
 from stylus.keywords import search_terms
-from stylus.lexical_composer import Limits
+from stylus.lexical_composer import Draft, Limits
 from stylus.records import (
     BaseModelFamily,
     Choice,
@@ -99,13 +99,17 @@ class Stylus:
         if not 0 <= temperature <= 2:
             raise InvalidInput(f"temperature is {temperature}: it must be 0 to 2.")
         if picks is not None:
-            tasks, composer, notes = self._tasks_of(picks, family), "caller", ()
+            draft = Draft(self._tasks_of(picks, family), "caller")
         else:
             limits = Limits() if max_adapters is None else Limits(total=max_adapters)
             draft = self.composer.compose(prompt, self.candidates(prompt, family), limits, temperature)
-            tasks, composer, notes = draft.tasks, draft.composer, draft.notes
         composition = Composition(
-            id=secrets.token_urlsafe(16), prompt=prompt, base_model=family, tasks=tasks, composer=composer, notes=notes
+            id=secrets.token_urlsafe(16),
+            prompt=prompt,
+            base_model=family,
+            tasks=draft.tasks,
+            composer=draft.composer,
+            notes=draft.notes,
         )
         self.history.save_composition(composition)
         return composition

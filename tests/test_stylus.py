@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from PIL import Image
-from stylus.ingest import ingest_pocket
 
 from stylus.errors import Cancelled, InvalidInput, NotFound
+from stylus.ingest import ingest_pocket
 from stylus.records import BaseModelFamily, Filters, Pick, Progress
 from stylus.settings import Settings
 from stylus.stylus import Stylus, image_id
@@ -92,9 +92,9 @@ def test_bad_compositions_say_what_to_do(
 
 
 def test_adapter_of_another_base_model_is_refused(stylus: Stylus) -> None:
-    other = next(a for a in stylus.catalog.all() if a.base_model == BaseModelFamily.SD15)
+    (other,) = stylus.search("anything", filters=Filters(base_model=BaseModelFamily.SD15), limit=1)
     with pytest.raises(InvalidInput, match="was made for sd15, not for pocket"):
-        stylus.compose("a star", picks=[Pick(id=other.id)])
+        stylus.compose("a star", picks=[Pick(id=other.adapter.id)])
 
 
 def test_search_limits(stylus: Stylus) -> None:
