@@ -1,5 +1,6 @@
 """What every test stands on: no network but loopback, no paid model, one thread of torch."""
 
+import os
 import secrets
 import shutil
 import socket
@@ -44,11 +45,20 @@ def only_loopback() -> Iterator[None]:
         yield
 
 
+def _folder_for_postgres() -> Path:
+    """Short, so that its socket's path is; open, so that Postgres can enter it when we are root; in memory where there
+    is room, since making and deleting a cluster's thousand files takes seconds on a slow disk."""
+    memory = Path("/dev/shm")  # noqa: S108
+    roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**31
+    folder = Path(tempfile.mkdtemp(prefix="stylus-test-", dir=memory if roomy else None))
+    folder.chmod(0o755)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
-    """One embedded server for the whole run, in a short folder that Postgres can also reach when we are root."""
-    folder = Path(tempfile.mkdtemp(prefix="stylus-tests-"))
-    folder.chmod(0o755)
+    """One embedded server for the whole run."""
+    folder = _folder_for_postgres()
     server = EmbeddedPostgres(folder / "postgres")
     with psycopg.connect(server.url, autocommit=True) as connection:
         for setting in ("fsync = off", "full_page_writes = off", "synchronous_commit = off"):
@@ -95,8 +105,7 @@ def database(settings: Settings) -> Iterator[Database]:
 @pytest.fixture(scope="session")
 def stopped_cluster() -> Iterator[Path]:
     """The home of an embedded server that was made and stopped: copying it spares a test the seconds of initdb."""
-    folder = Path(tempfile.mkdtemp(prefix="stylus-cluster-"))
-    folder.chmod(0o755)
+    folder = _folder_for_postgres()
     EmbeddedPostgres(folder / "postgres").close()
     yield folder / "postgres"
     shutil.rmtree(folder)
@@ -112,8 +121,7 @@ def home(stopped_cluster: Path, reachable: Path) -> Path:
 @pytest.fixture
 def reachable() -> Iterator[Path]:
     """An empty folder like tmp_path that other users can enter, for tests that start their own Postgres as root."""
-    folder = Path(tempfile.mkdtemp(prefix="stylus-test-"))
-    folder.chmod(0o755)
+    folder = _folder_for_postgres()
     yield folder
     shutil.rmtree(folder)
 
