@@ -1,6 +1,7 @@
 """Cards -> catalog with the real embedder: nothing is embedded twice, what was stopped goes on."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from stylus.catalog import Catalog
 from stylus.database import Database
 from stylus.embedder import Embedder
 from stylus.errors import ModelUnavailable
-from stylus.ingest import CHUNK, IngestReport, chunks, ingest, settle
+from stylus.ingest import CHUNK, IngestReport, chunks, ingest, ingest_pocket, settle
+from stylus.pocket import ADAPTERS, truth
 from stylus.records import Card, Category, Filters, Progress
 
 
@@ -107,3 +109,17 @@ def test_settle_takes_category_from_tags_and_the_default_weight() -> None:
     assert settle(card(1, tags=("ink", "Style"))).category == Category.STYLE
     assert (settle(card(1)).category, settle(card(1)).weight) == (Category.CONCEPT, 0.8)
     assert settle(card(1, category="pose", tags=("style",), weight=0.0)).weight == 0.0
+
+
+@pytest.mark.skipif(not any(ADAPTERS.glob("*.safetensors")), reason="the pocket adapters are not trained yet")
+def test_the_pocket_adapters_come_in_whole_and_are_judged_by_their_shapes(catalog: Catalog, embedder: Embedder) -> None:
+    report = ingest_pocket(catalog, embedder)
+    assert report == IngestReport(added=len(list(ADAPTERS.glob("*.safetensors"))))
+    assert ingest_pocket(catalog, embedder) == IngestReport(unchanged=report.added)
+    adapters = catalog.get(f"pocket:{path.stem}" for path in ADAPTERS.glob("*.safetensors"))
+    flaws = {id: what.quality for id, what in truth().items()}
+    assert {id for id, a in adapters.items() if a.base_model != "pocket"} == {
+        id for id, flaw in flaws.items() if flaw == "wrong_base"
+    }
+    assert {id for id, a in adapters.items() if a.rating == "mature"} == {id for id, t in truth().items() if t.mature}
+    assert all(Path(a.file or "").is_file() for a in adapters.values())
