@@ -27,7 +27,7 @@ from examples.pocket.renderer import Scene, draw, sheet
 from examples.pocket.scenes import caption, scene, sprinkle
 from examples.pocket.tokenizer import LENGTH, build
 
-STEPS, BATCH, RATE = 4800, 40, 1.5e-3
+SPAN, STEPS, BATCH, RATE = 4800, 4500, 40, 1.5e-3
 PICTURES = 14_000
 NOISE = {
     "num_train_timesteps": 1000,
@@ -165,7 +165,7 @@ def train(work: Path) -> None:
     start, average = time.time(), math.nan
     for step in range(STEPS):
         for group in optimiser.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 250) * (0.5 + 0.5 * math.cos(math.pi * step / STEPS)) + 1e-6
+            group["lr"] = RATE * min(1.0, (step + 1) / 250) * (0.5 + 0.5 * math.cos(math.pi * step / SPAN)) + 1e-6
         chosen = rng.integers(0, PICTURES, BATCH)
         captions = [sprinkle(rng, caption(rng, *samples[i])) if rng.random() > 0.1 else "" for i in chosen]
         context = text(tokens(tokenizer, captions)).last_hidden_state

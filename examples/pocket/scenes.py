@@ -43,14 +43,14 @@ def scene(
     return Scene(place(rng, shapes, colours[:-1], size), colours[-1], pattern, style), size
 
 
-def any_scene(rng: Random) -> Scene:
+def any_scene(rng: Random, pair: float = 0.2) -> Scene:
     """A scene with every kind of concept, for the codec, the pocket CLIP and the judge: never for the base."""
     shape = pick(rng, SUBJECT_NAMES) if rng.random() < 0.6 else None
     pattern = pick(rng, BACKGROUND_NAMES) if rng.random() < 0.5 else None
     style = pick(rng, STYLE_NAMES) if rng.random() < 0.5 else None
     if style in FREE_OF_BACKGROUND:
         pattern = None
-    return scene(rng, shape, pattern, style, pair=0.2)[0]
+    return scene(rng, shape, pattern, style, pair)[0]
 
 
 def colour_word(rng: Random, colour: str) -> str:
