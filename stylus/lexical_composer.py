@@ -88,8 +88,11 @@ class LexicalComposer:
         self, task: int, keyword: str, matches: Sequence[Match], purposes: Mapping[str, frozenset[str]]
     ) -> list["_Candidate"]:
         """The adapters that fit the keyword or a part of it, each with what speaks for it."""
-        terms = (core(keyword), *(parts(keyword) or ()))
-        rivals = {term: _runners_up(term, matches, purposes) for term in terms}
+        alike = self._alike(core(keyword), matches, purposes)
+        # A synonym for a part: a style is named by the modifier, a thing by the head ("gilded crown").
+        modifier, head = (
+            ({}, {}) if (cut := parts(keyword)) is None else (self._alike(part, matches, purposes) for part in cut)
+        )
         found: list[_Candidate] = []
         for match in matches:
             adapter, similarity = match.adapter, similarity_to(keyword, match)
@@ -97,31 +100,39 @@ class LexicalComposer:
                 continue
             evidence = word_evidence(keyword, adapter)
             if evidence is None or evidence.strength < self.thresholds.words:
-                evidence = max(
-                    (like for term in terms if (like := self._likeness(term, match, rivals[term]))),
-                    key=lambda like: like.strength,
-                    default=None,
-                )
+                part = modifier if adapter.category is Category.STYLE else head
+                evidence = part.get(adapter.id) or alike.get(adapter.id)  # the narrower leaves room for another
             if evidence is not None:
                 # Among equals the card that says the same in most of its phrases wins, then the more similar one.
                 score = evidence.strength + 0.3 * evidence.agreement + 0.5 * similarity + 0.1 * match.prompt_score
                 found.append(_Candidate(task, match, evidence, score - doubts(adapter)))
         return found
 
-    def _likeness(self, term: str, match: Match, rivals: Mapping[str, float]) -> Evidence | None:
-        """Synonyms: no word in common, yet similar, and more so than adapters for anything else.
+    def _alike(
+        self, term: str, matches: Sequence[Match], purposes: Mapping[str, frozenset[str]]
+    ) -> dict[str, Evidence]:
+        """Synonyms, by adapter id: no word in common, yet similar, and more so than adapters for anything else.
 
         A word that no adapter is about ("circle") is about as similar to many; a synonym ("kitty") stands out for the
         adapters of one concept. So similarity and, twice, its lead over the best adapter of another purpose count.
-        Strength is below that of any evidence by words: [0, 0.3].
+        The other adapters of that concept, a little less similar, come along, so that the best card among them can be
+        chosen. Strength is below that of any evidence by words: [0, 0.3].
         """
-        similarity = similarity_to(term, match)
-        lead = similarity - rivals.get(match.adapter.id, similarity)
-        distinct = similarity + 2 * lead
-        if similarity < self.thresholds.floor or distinct < self.thresholds.similar or not purpose_words(term):
-            return None
-        reason = f"similar to {term!r} ({similarity:.2f})"
-        return Evidence(0.3 * min(1.0, max(0.0, distinct)), reason, frozenset(content_words(term)))
+        found: dict[str, Evidence] = {}
+        if not purpose_words(term):
+            return found
+        ranked = sorted(((similarity_to(term, m), m.adapter.id) for m in matches), key=lambda p: (-p[0], p[1]))
+        for similarity, id in ranked[:MOST_SIMILAR]:
+            rival = next((score for score, other in ranked if not purposes[other] & purposes[id]), 0.0)
+            distinct = similarity + 2 * (similarity - rival)
+            if similarity < self.thresholds.floor or distinct < self.thresholds.similar:
+                continue
+            strength, covers = 0.3 * min(1.0, max(0.0, distinct)), frozenset(content_words(term))
+            for score, other in ranked[:MOST_SIMILAR]:
+                shared = len(purposes[other] & purposes[id])
+                if other == id or (score >= similarity - 0.1 and shared and 2 * shared >= len(purposes[other])):
+                    found.setdefault(other, Evidence(strength, f"similar to {term!r} ({score:.2f})", covers))
+        return found
 
 
 @dataclass(frozen=True)
@@ -136,15 +147,6 @@ def similarity_to(keyword: str, match: Match) -> float:
     """Cosine similarity of the card to the keyword: to its core where the retriever searched for that. Unknown: 0."""
     scores = match.keyword_scores
     return scores.get(core(keyword), scores.get(keyword, 0.0))
-
-
-def _runners_up(term: str, matches: Sequence[Match], purposes: Mapping[str, frozenset[str]]) -> dict[str, float]:
-    """For each adapter, the similarity of `term` to the best adapter that shares no purpose word with it."""
-    ranked = sorted(((similarity_to(term, match), match.adapter.id) for match in matches), key=lambda p: (-p[0], p[1]))
-    return {
-        id: next((score for score, other in ranked if not purposes[other] & purposes[id]), 0.0)
-        for _, id in ranked[:MOST_SIMILAR]
-    }
 
 
 def _assign(candidates: Sequence[_Candidate], asked: Sequence[str], limits: Limits) -> list[list[Choice]]:

@@ -221,3 +221,9 @@ def test_a_style_named_by_a_synonym_in_a_phrase_joins_the_thing() -> None:
     crown = match(adapter("crown", "crown"), {"gilded crown": 0.5, "gilded": 0.2, "crown": 0.6})
     draft = compose("a gilded crown", gold, crown, *with_scores("gilded", 0.2))
     assert of(draft) == {"gilded crown": ["crown", "gold"]}
+
+
+def test_other_adapters_of_a_synonym_come_along_so_that_the_best_card_wins() -> None:
+    loud = match(adapter("loud", "cat face", description="Extreme cats, crank it up."), {"kitty": 0.5})
+    calm = match(adapter("calm", "cat face"), {"kitty": 0.42})
+    assert of(compose("a kitty", loud, calm, *with_scores("kitty", 0.4, 0.25))) == {"kitty": ["calm"]}
