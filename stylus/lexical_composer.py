@@ -5,11 +5,11 @@ come only when named, that styles stay below three. Here each of these is comput
 and tags (`evidence.py`), and from how similar the card is to the keyword.
 
 One adapter a task by default, unlike the paper's up to five: averaging three adapters for one concept gives a third of
-each, and the best one alone draws it better. A second adapter joins a task only when it covers words of the keyword
-that the first leaves uncovered ("golden corgi": one for corgi, one for golden).
+each, and the best one alone draws it better. A second adapter is chosen for a keyword only when it covers words that
+the first leaves uncovered, and the keyword is two tasks then ("golden corgi": one for corgi, one for golden).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -80,7 +80,9 @@ class LexicalComposer:
         purposes = {match.adapter.id: about(match.adapter) for match in usable}
         scored = [self._judge(number, keyword, usable, purposes) for number, keyword in enumerate(asked)]
         chosen = _assign([evidence for of_task in scored for evidence in of_task], asked, limits)
-        tasks = tuple(Task(keyword=keyword, choices=tuple(chosen[number])) for number, keyword in enumerate(asked))
+        tasks = tuple(
+            task for keyword, of_keyword in zip(asked, chosen, strict=True) for task in _split(keyword, of_keyword)
+        )
         notes = ("The lexical composer is deterministic: temperature has no effect.",) if temperature > 0 else ()
         return Draft(tasks, self.name, notes)
 
@@ -149,9 +151,26 @@ def similarity_to(keyword: str, match: Match) -> float:
     return scores.get(core(keyword), scores.get(keyword, 0.0))
 
 
-def _assign(candidates: Sequence[_Candidate], asked: Sequence[str], limits: Limits) -> list[list[Choice]]:
+_Chosen = tuple[Choice, frozenset[str]]
+"""A choice and the words of its keyword that it covers."""
+
+
+def _split(keyword: str, chosen: Sequence[_Chosen]) -> Iterator[Task]:
+    """A keyword about two things ("golden crown") that got an adapter for each is two tasks: in one task they would be
+    averaged like rivals for one concept, and each would come out at half its weight."""
+    halves = parts(keyword)
+    if len(chosen) < 2 or halves is None:
+        yield Task(keyword=keyword, choices=tuple(choice for choice, _ in chosen))
+        return
+    modifier = set(content_words(halves[0]))
+    for half, about_modifier in zip(halves, (True, False), strict=True):
+        mine = tuple(choice for choice, covers in chosen if bool(covers & modifier) is about_modifier)
+        yield Task(keyword=half, choices=mine)
+
+
+def _assign(candidates: Sequence[_Candidate], asked: Sequence[str], limits: Limits) -> list[list[_Chosen]]:
     """Best evidence first, over all tasks together, so that an adapter serves the task that it fits best."""
-    chosen: list[list[Choice]] = [[] for _ in asked]
+    chosen: list[list[_Chosen]] = [[] for _ in asked]
     covered: list[set[str]] = [set() for _ in asked]
     used: set[str] = set()
     styles = 0
@@ -172,14 +191,13 @@ def _assign(candidates: Sequence[_Candidate], asked: Sequence[str], limits: Limi
         covered[task] |= candidate.evidence.covers
         styles += is_style
         family = family or adapter.base_model
-        chosen[task].append(
-            Choice(
-                adapter_id=adapter.id,
-                weight=adapter.weight,
-                reason=candidate.evidence.reason,
-                name=adapter.name,
-                category=adapter.category,
-                trigger_words=serving(adapter, asked[task]),
-            )
+        choice = Choice(
+            adapter_id=adapter.id,
+            weight=adapter.weight,
+            reason=candidate.evidence.reason,
+            name=adapter.name,
+            category=adapter.category,
+            trigger_words=serving(adapter, asked[task]),
         )
+        chosen[task].append((choice, candidate.evidence.covers))
     return chosen

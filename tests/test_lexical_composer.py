@@ -88,10 +88,10 @@ def test_another_thing_with_the_word_in_it_is_not_chosen() -> None:
     assert of(compose("a bus", match(adapter("stop", "bus stop sign")))) == {"bus": []}
 
 
-def test_a_second_adapter_joins_only_for_words_that_the_first_leaves() -> None:
+def test_a_second_adapter_comes_only_for_words_that_the_first_leaves_and_is_a_task_of_its_own() -> None:
     corgi, other, neon = adapter("corgi", "corgi"), adapter("other", "corgi"), adapter("neon", "neon")
     draft = compose("a neon corgi", match(corgi), match(other), match(neon))
-    assert of(draft) == {"neon corgi": ["corgi", "neon"]}
+    assert of(draft) == {"neon": ["neon"], "corgi": ["corgi"]}
     assert of(compose("a neon corgi", match(corgi), match(neon), limits=Limits(per_task=1))) == {
         "neon corgi": ["corgi"]
     }
@@ -215,12 +215,12 @@ def test_similarity_to_the_core_counts_where_the_retriever_searched_for_it() -> 
     assert of(draft) == {"black kitty": ["cat"]}
 
 
-def test_a_style_named_by_a_synonym_in_a_phrase_joins_the_thing() -> None:
+def test_a_style_named_by_a_synonym_in_a_phrase_stands_beside_the_thing() -> None:
     scores = {"gilded crown": 0.4, "gilded": 0.5, "crown": 0.2}
     gold = match(adapter("gold", "gold metal", category=Category.STYLE), scores)
     crown = match(adapter("crown", "crown"), {"gilded crown": 0.5, "gilded": 0.2, "crown": 0.6})
     draft = compose("a gilded crown", gold, crown, *with_scores("gilded", 0.2))
-    assert of(draft) == {"gilded crown": ["crown", "gold"]}
+    assert of(draft) == {"gilded": ["gold"], "crown": ["crown"]}
 
 
 def test_other_adapters_of_a_synonym_come_along_so_that_the_best_card_wins() -> None:
