@@ -225,7 +225,7 @@ class Catalog:
 
     def _like(self, id: str) -> list[str]:
         local = id.rpartition(":")[2].replace("\0", "")[:100]
-        pieces = {local, local[:3], local[-3:]} - {""}
+        pieces = {local, local[:2], local[-2:]} - {""}
         patterns = [f"%{piece.translate(_ESCAPES)}%" for piece in sorted(pieces, key=len, reverse=True)]
         with self._database.connection() as connection:
             rows = connection.execute(

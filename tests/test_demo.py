@@ -24,8 +24,12 @@ def test_demo_draws_judges_and_writes_pictures(
     assert result["concept_rate"]["stylus"] > result["concept_rate"]["base"]
     sheet, *pictures = result["images"]
     assert len(pictures) == 2 * COUNT
-    assert Image.open(sheet).width > 1000
-    assert all(Image.open(picture).size == (64, 64) for picture in pictures)
+    sizes = []
+    for path in (sheet, *pictures):
+        with Image.open(path) as picture:
+            sizes.append(picture.size)
+    assert sizes[0][0] > 1000
+    assert set(sizes[1:]) == {(64, 64)}
     assert prompt.text in terminal.export_text()
 
 
