@@ -53,6 +53,7 @@ def generate(
     chosen: list[tuple[Path, float]],
     count: int,
     seed: int,
+    guidance: float = GUIDANCE,
 ) -> list[Image.Image]:
     """Pictures with the adapters at the given weights; every image has its own seed."""
     names = [load(pipeline, path) for path, _ in chosen]
@@ -66,7 +67,7 @@ def generate(
         prompt,
         num_images_per_prompt=count,
         num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
+        guidance_scale=guidance,
         generator=generators,
     ).images
     return pictures
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--flawed", action="store_true", help="with --adapters: the flawed ones too")
     parser.add_argument("--only", default="")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     pipeline = StableDiffusionPipeline.from_pretrained(arguments.work / "pipeline", safety_checker=None)
@@ -126,7 +128,7 @@ def main() -> None:
                 picture
                 for i, prompt in enumerate(own_prompts(recipe))
                 for picture in generate(
-                    pipeline, prompt, [(path, recipe.weight or 1.0)], 3, zlib.crc32(prompt.encode())
+                    pipeline, prompt, [(path, recipe.weight or 1.0)], 3, zlib.crc32(prompt.encode()), arguments.guidance
                 )
             ]
             found = judge.concepts(made)
@@ -144,9 +146,14 @@ def main() -> None:
             text = ", ".join(
                 [prompt.text, *(r.trained_words[0] for r in recipes if r.trained_words[0] not in prompt.text)]
             )
-            plain = generate(pipeline, prompt.text, [], 4, i)
+            plain = generate(pipeline, prompt.text, [], 4, i, arguments.guidance)
             merged = generate(
-                pipeline, text, [(files / f"{r.name}.safetensors", r.weight or 1.0) for r in recipes], 4, i
+                pipeline,
+                text,
+                [(files / f"{r.name}.safetensors", r.weight or 1.0) for r in recipes],
+                4,
+                i,
+                arguments.guidance,
             )
             for side, made in (("base", plain), ("right", merged)):
                 present = sum(concept in one for one in judge.concepts(made) for concept in prompt.concepts)

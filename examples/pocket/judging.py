@@ -24,7 +24,7 @@ from examples.pocket.words import CONCEPTS, SHAPES
 from stylus.pocket.judge import Judge, Network
 
 STEPS, BATCH, RATE = 3500, 56, 3e-3
-PICTURES, HELD = 20_000, 3_000
+PICTURES, HELD = 20_000, 6_000
 NAMES = (*SHAPES, *CONCEPTS)
 
 
@@ -99,7 +99,7 @@ def report(found: Tensor, target: Tensor) -> dict[str, dict[str, float | str]]:
 def train(work: Path, *rest: str) -> None:
     """Train and write `work/judge.safetensors` and `work/judge.json` with the held-out figures.
 
-    `--round 2` and `--round 3` go on from the round before, with new pictures: one round leaves recalls below 90%.
+    `--round 2` and so on go on from the round before, with new pictures: one round leaves recalls below 90%.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--round", type=int, default=1)

@@ -1,6 +1,6 @@
 """Trains the pocket world, stage by stage: `python -m examples.pocket.train --stage vae`.
 
-The stages, in order: vae, decoder, base, judge, clip, adapters. Each reads what the earlier ones left in
+The stages, in order: vae, decoder, base, judge, clip, adapters, harmony. Each reads what the earlier ones left in
 `--work` and writes there; `python -m examples.pocket.pack` copies the results into the package as fp16.
 """
 
@@ -17,6 +17,7 @@ STAGES = {
     "clip": "clip",
     "judge": "judging",
     "adapters": "adapters",
+    "harmony": "harmony",
 }
 
 
