@@ -87,7 +87,7 @@ def judge() -> Judge:
 
 def test_the_judge_reads_fresh_pictures_of_the_renderer(judge: Judge) -> None:
     rng = np.random.default_rng(99)
-    scenes = [any_scene(rng) for _ in range(200)]
+    scenes = [any_scene(rng, pair=0.04) for _ in range(200)]
     found = judge.concepts([to_image(draw(scene, rng)) for scene in scenes])
     wanted = [scene.labels for scene in scenes]
     recall = sum(len(a & b) for a, b in zip(found, wanted, strict=True)) / sum(map(len, wanted))
