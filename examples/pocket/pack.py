@@ -99,7 +99,7 @@ def adapters(work: Path, only: set[str]) -> None:
 
 def images(only: set[str]) -> None:
     """Make the example pictures."""
-    pipeline = StableDiffusionPipeline.from_pretrained(PIPELINE, torch_dtype=torch.float32, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(PIPELINE, dtype=torch.float32, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     for recipe in RECIPES:
         if recipe.examples == 0 or (only and recipe.name not in only):

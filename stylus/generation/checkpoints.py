@@ -37,7 +37,7 @@ class Defaults:
 
 
 DEFAULTS = {
-    BaseModelFamily.POCKET: Defaults(steps=20, guidance_scale=7.0, batch=16),
+    BaseModelFamily.POCKET: Defaults(steps=20, guidance_scale=4.0, batch=16),
     BaseModelFamily.SD15: Defaults(steps=35, guidance_scale=7.0, batch=4),
 }
 

@@ -19,7 +19,7 @@ STAR = next(recipe for recipe in RECIPES if recipe.name == "star")
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionPipeline:
-    made = StableDiffusionPipeline.from_pretrained(PIPELINE, torch_dtype=torch.float32, safety_checker=None)
+    made = StableDiffusionPipeline.from_pretrained(PIPELINE, dtype=torch.float32, safety_checker=None)
     made.set_progress_bar_config(disable=True)
     return made
 
