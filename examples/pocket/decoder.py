@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from examples.pocket.codec import BATCH, edges, pictures
 
-STEPS, RATE = 3600, 1.6e-3
+SPAN, STEPS, RATE = 3600, 3000, 1.6e-3
 PICTURES = 12_000
 
 
@@ -34,7 +34,7 @@ def train(work: Path) -> None:
     start, average = time.time(), math.nan
     for step in range(STEPS):
         for group in optimiser.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 150) * (0.5 + 0.5 * math.cos(math.pi * step / STEPS)) + 1e-5
+            group["lr"] = RATE * min(1.0, (step + 1) / 150) * (0.5 + 0.5 * math.cos(math.pi * step / SPAN)) + 1e-5
         chosen = torch.randint(len(data), (BATCH,))
         x = data[chosen].float() / 127.5 - 1
         latents = mean[chosen] + spread[chosen] * torch.randn_like(mean[chosen])

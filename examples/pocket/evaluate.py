@@ -24,7 +24,7 @@ from examples.pocket.words import COLOURS, KINDS, SHAPES
 from stylus.pocket import prompts
 from stylus.pocket.judge import Judge
 
-STEPS, GUIDANCE = 20, 3.0
+STEPS, GUIDANCE = 20, 4.0
 
 
 def load(pipeline: StableDiffusionPipeline, path: Path) -> str:

@@ -24,7 +24,7 @@ from examples.pocket.words import CONCEPTS, SHAPES
 from stylus.pocket.judge import Judge, Network
 
 STEPS, BATCH, RATE = 3500, 56, 3e-3
-PICTURES, HELD = 20_000, 6_000
+PICTURES, HELD = 20_000, 3_000
 NAMES = (*SHAPES, *CONCEPTS)
 
 
@@ -100,6 +100,7 @@ def train(work: Path, *rest: str) -> None:
     """Train and write `work/judge.safetensors` and `work/judge.json` with the held-out figures.
 
     `--round 2` and so on go on from the round before, with new pictures: one round leaves recalls below 90%.
+    The shipped one had three; its first two had 12,000 and 16,000 pictures, bent by up to 0.07 and 0.05.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--round", type=int, default=1)
