@@ -23,14 +23,14 @@ from examples.pocket.scenes import any_scene, scene
 from examples.pocket.words import CONCEPTS, SHAPES
 from stylus.pocket.judge import Judge, Network
 
-STEPS, BATCH, RATE = 3500, 56, 3e-3
-PICTURES, HELD = 20_000, 3_000
+STEPS, BATCH, RATE = 6000, 56, 2.5e-3
+PICTURES, HELD = 26_000, 6_000
 NAMES = (*SHAPES, *CONCEPTS)
 
 
 def scenes(count: int, rng: np.random.Generator) -> list[Scene]:
     """Mostly scenes with concepts, alone and mixed, as prompts ask for them; a fifth are plain base scenes."""
-    return [any_scene(rng, 0.04) if rng.random() < 0.8 else scene(rng, pair=0.04)[0] for _ in range(count)]
+    return [any_scene(rng, 0.04) if rng.random() < 0.85 else scene(rng, pair=0.04)[0] for _ in range(count)]
 
 
 def labels(scene: Scene) -> list[float]:

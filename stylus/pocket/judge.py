@@ -21,6 +21,20 @@ def _layer(inside: int, out: int, size: int = 3, stride: int = 1) -> list[nn.Mod
     return [nn.Conv2d(inside, out, size, stride, padding=1), nn.GroupNorm(8, out), nn.ReLU()]
 
 
+class Residual(nn.Module):
+    """Adds what one more layer sees; starts as the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(*_layer(width, width), nn.Conv2d(width, width, 1))
+        nn.init.zeros_(self.layer[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.layer[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.layer(x)
+        return out
+
+
 class Network(nn.Module):
     """Pictures [n, 3, 64, 64] in -1..1 to logits [n, concepts]."""
 
@@ -30,8 +44,10 @@ class Network(nn.Module):
             *_layer(3, 24, size=4, stride=2),
             *_layer(24, 48, stride=2),
             *_layer(48, 48),
+            Residual(48),
             *_layer(48, 96, stride=2),
             *_layer(96, 96),
+            Residual(96),
             *_layer(96, 128, stride=2),
         )
         self.head = nn.Linear(256, concepts)

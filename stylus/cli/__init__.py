@@ -1,0 +1,36 @@
+"""The command line: each command is one call of the library, shown by rich for people or as JSON with --json."""
+
+import sys
+from typing import NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.text import Text
+
+from stylus.cli import library, pictures, service
+from stylus.cli.output import terminal
+from stylus.errors import StylusError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Finds, combines and applies the right LoRA adapters for a prompt.",
+)
+for part in (library, pictures, service):
+    app.add_typer(part.app)
+
+
+def main() -> None:
+    """Entry point: errors made for people are printed as such, with exit code 1, and never as a traceback."""
+    try:
+        app()
+    except StylusError as error:
+        _fail(str(error))
+    except ValidationError as error:
+        _fail("; ".join(f"{'.'.join(map(str, e['loc']))} {e['input']!r}: {e['msg']}" for e in error.errors()))
+
+
+def _fail(message: str) -> NoReturn:
+    terminal.print(Text.assemble(("Error: ", "red"), message), soft_wrap=True)
+    sys.exit(1)

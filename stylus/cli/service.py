@@ -1,0 +1,80 @@
+"""Commands that run and look after the service: server, worker, database, doctor."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stylus.cli.output import AsJson, add_row, print_json, terminal
+from stylus.settings import Settings
+
+app = typer.Typer()
+db_app = typer.Typer(no_args_is_help=True, help="The catalog's database.")
+app.add_typer(db_app, name="db")
+
+
+@app.command()
+def serve(
+    http: Annotated[bool, typer.Option("--http", help="Streamable HTTP at /mcp; default: stdio.")] = False,
+    host: Annotated[str, typer.Option(help="Address to bind; others than loopback need STYLUS_TOKENS.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8765,
+) -> None:
+    """Serve the tools to MCP clients, with one generation worker inside."""
+    from server.app import run
+
+    run(Settings.read(), http=http, host=host, port=port)
+
+
+@app.command()
+def worker() -> None:
+    """Work on queued generations: run it on each GPU machine, with the same database and image store."""
+    from stylus.jobs import Jobs
+    from stylus.stylus import Stylus
+
+    with Stylus() as stylus:
+        terminal.print("Working on queued generations. Stop with Ctrl-C.")
+        Jobs(stylus).run_worker()
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check every setting: its value, where it comes from, and what works with it."""
+    from stylus.doctor import examine
+
+    checks = examine(Settings.read())
+    if as_json:
+        print_json([check.model_dump(mode="json") for check in checks])
+    else:
+        table = Table("", "what", "value", "from", "finding")
+        colour = {"ok": "green", "warning": "yellow", "failed": "red"}
+        for check in checks:
+            status = Text(check.status, colour[check.status])
+            add_row(table, status, check.name, check.value, check.origin, check.finding)
+        Console().print(table)
+    if any(check.status == "failed" for check in checks):
+        raise typer.Exit(1)
+
+
+@db_app.command()
+def migrate(as_json: AsJson = False) -> None:
+    """Bring the tables up to date (every command does so by itself)."""
+    from stylus.database import Database
+
+    with Database.open(Settings.read()) as database:
+        _show_database(database.status(), as_json)
+
+
+@db_app.command()
+def status(as_json: AsJson = False) -> None:
+    """Where the database is, its versions, and what it holds."""
+    migrate(as_json)
+
+
+def _show_database(status: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(status)
+    else:
+        for name, value in status.items():
+            typer.echo(f"{name}: {value}")
