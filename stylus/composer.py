@@ -76,7 +76,14 @@ class ModelComposer:
     def name(self) -> str:
         return self.model if isinstance(self.model, str) else self.model.model_name
 
-    def compose(self, prompt: str, matches: Sequence[Match], limits: Limits, temperature: float = 0.0) -> Draft:
+    def compose(
+        self,
+        prompt: str,
+        matches: Sequence[Match],
+        limits: Limits,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> Draft:
         """A valid draft in at most `timeout` seconds: the model's, repaired where it broke a rule and says so in the
         notes; or the lexical composer's, with a note why, when the model gave no usable answer."""
         candidates = short_list(prompt, matches)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from stylus.evidence import Evidence, about, doubts, is_named, word_evidence
 from stylus.keywords import core, keywords, parts
-from stylus.records import BaseModelFamily, Category, Choice, Match, Task
+from stylus.records import BaseModelFamily, Category, Choice, Match, Task, Usage
 from stylus.trigger_words import serving
 from stylus.words import content_words, purpose_words
 
@@ -36,15 +36,25 @@ class Draft:
     tasks: tuple[Task, ...]
     composer: str
     notes: tuple[str, ...] = ()
+    usage: Usage = Usage()
 
 
 class Composer(Protocol):
-    """Splits a prompt into tasks and gives each the adapters that fit, from `matches` and within `limits`."""
+    """Splits a prompt into tasks and gives each the adapters that fit, from `matches` and within `limits`.
+
+    At temperature 0 the same arguments give the same draft; above, `seed` tells which of the likely ones."""
 
     @property
     def name(self) -> str: ...
 
-    def compose(self, prompt: str, matches: Sequence[Match], limits: Limits, temperature: float = 0.0) -> Draft: ...
+    def compose(
+        self,
+        prompt: str,
+        matches: Sequence[Match],
+        limits: Limits,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> Draft: ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,14 @@ class LexicalComposer:
     thresholds: Thresholds = field(default_factory=Thresholds)
     name: str = "lexical"
 
-    def compose(self, prompt: str, matches: Sequence[Match], limits: Limits, temperature: float = 0.0) -> Draft:
+    def compose(
+        self,
+        prompt: str,
+        matches: Sequence[Match],
+        limits: Limits,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> Draft:
         """Tasks for all keywords of the prompt, in order; those without a fitting adapter stay empty.
 
         Never raises on account of the prompt or the matches. `temperature` has no effect beyond a note.

@@ -7,7 +7,7 @@ number written in mixed radix (one digit a task), so 51 adapters in one prompt c
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from random import Random
 
 from stylus.errors import InvalidInput
@@ -51,21 +51,40 @@ def shuffled(total: int, random: Random) -> Iterator[int]:
         moved[swapped] = moved.pop(first, first)
 
 
-def sample_masks(task_sizes: Sequence[int], count: int, mode: MaskMode, seed: int) -> list[Mask]:
+def sample_masks(
+    task_sizes: Sequence[int],
+    count: int,
+    mode: MaskMode,
+    seed: int,
+    *,
+    repeat: bool = False,
+    control: bool = False,
+) -> list[Mask]:
     """One mask per image, for `count` images; each has sum(task_sizes) places, in the order of Composition.choices.
 
-    `sample` draws uniformly from the distinct crossed masks without repetition until all have been used, then again.
-    The mask of image i depends on the seed and i, not on `count`. Raises InvalidInput on negative sizes or counts."""
+    `sample` draws uniformly from the distinct crossed masks: without repetition until all have been used, then again;
+    or, with `repeat`, each draw for itself. With `control` the first image has no adapter, whatever the mode, and
+    counts as the first draw. The mask of image i depends on the seed and i, not on `count`. Raises InvalidInput on
+    negative sizes or counts."""
     if count < 0 or any(size < 0 for size in task_sizes):
         raise InvalidInput(
             f"count {count} and task sizes {list(task_sizes)} must not be negative; "
             "pass the number of images and the number of choices of each task."
         )
+    first = [(False,) * sum(task_sizes)][:count] if control else []
     if mode is not MaskMode.SAMPLE:
-        return [(mode is MaskMode.ALL,) * sum(task_sizes)] * count
+        return [*first, *[(mode is MaskMode.ALL,) * sum(task_sizes)] * (count - len(first))]
     random = Random(seed)
     total = count_masks(task_sizes)
-    masks: list[Mask] = []
-    while len(masks) < count:
-        masks += [mask_at(task_sizes, index) for index in islice(shuffled(total, random), count - len(masks))]
-    return masks
+    if repeat:
+        return [*first, *(mask_at(task_sizes, random.randrange(total)) for _ in range(count - len(first)))]
+    return list(islice(chain(first, _rounds(task_sizes, total, random, without_none=control)), count))
+
+
+def _rounds(task_sizes: Sequence[int], total: int, random: Random, *, without_none: bool) -> Iterator[Mask]:
+    """All masks in random order, again and again; the first round leaves out number 0, the mask of nothing, if it was
+    drawn already."""
+    left_out = int(without_none)
+    while True:
+        yield from (mask_at(task_sizes, left_out + index) for index in shuffled(total - left_out, random))
+        left_out = 0

@@ -181,6 +181,29 @@ class Task(Record):
     choices: tuple[Choice, ...] = ()
 
 
+class Usage(Record):
+    """What a composition asked of language models, failed ones included. All zero where none was asked."""
+
+    requests: int = Field(0, ge=0)
+    input_tokens: int = Field(0, ge=0)
+    output_tokens: int = Field(0, ge=0)
+    seconds: float = Field(0.0, ge=0)
+    cost: float | None = Field(None, ge=0)
+    """US dollars; None where nobody knows the model's prices (a local model's are zero only to its owner)."""
+    from_cache: bool = False
+    """The same question was answered before: nothing was asked now."""
+
+
+class Policy(StrEnum):
+    """Who chooses the adapters: the composer, or one of its stages alone for the paper's ablation (section 4.5)."""
+
+    COMPOSER = "composer"
+    RERANKER = "reranker"
+    RETRIEVER = "retriever"
+    RANDOM = "random"
+    NONE = "none"
+
+
 class Composition(Record):
     """What the composer decided for a prompt (paper, section 3.3). Each adapter appears at most once."""
 
@@ -189,9 +212,10 @@ class Composition(Record):
     base_model: BaseModelFamily
     tasks: tuple[Task, ...]
     composer: str
-    """Which composer wrote it: `lexical`, a model name, or `caller`."""
+    """Who chose: `lexical`, a model name, `caller`, or the policy that stood in for a composer."""
     notes: tuple[str, ...] = ()
     """Fallbacks and repairs, for people."""
+    usage: Usage = Usage()
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -217,6 +241,16 @@ class MaskMode(StrEnum):
     NONE = "none"
 
 
+class Method(StrEnum):
+    """How an image's adapters act together: `merge` all at once, averaged in a task, summed over tasks (the paper);
+    `switch` one after the other, every few steps; `composite` each on its own, predictions averaged (arXiv
+    2402.16843)."""
+
+    MERGE = "merge"
+    SWITCH = "switch"
+    COMPOSITE = "composite"
+
+
 class Request(Record):
     """Everything that the pixels of a generation depend on, besides files and versions. Replaying it gives the same
     images on the same device: image i uses seed + i."""
@@ -225,6 +259,17 @@ class Request(Record):
     count: int = Field(1, ge=1, le=64)
     seed: int = Field(0, ge=0, le=2**63 - 65)
     masks: MaskMode = MaskMode.ALL
+    repeat_masks: bool = False
+    """Sampled masks may repeat (with replacement) before all were used."""
+    control: bool = False
+    """The first image has no adapter: the one to compare with."""
+    method: Method = Method.MERGE
+    switch_every: int = Field(5, ge=1, le=200)
+    """Steps that an adapter stays on with method `switch` (5 is best there, arXiv 2402.16843)."""
+    budget: float | None = Field(None, gt=0, le=100, allow_inf_nan=False)
+    """Most that the weights of a step may sum to, in absolute values; more is scaled down, against saturation."""
+    emphasise: bool = False
+    """Repeat the keywords without an adapter at the prompt's end, against task blocking."""
     negative_prompt: str = Field("", max_length=10_000)
     width: int | None = Field(None, ge=64, le=2048, multiple_of=8)
     height: int | None = Field(None, ge=64, le=2048, multiple_of=8)

@@ -2,6 +2,10 @@
 
 Within a task the surviving adapters are averaged: each keeps its weight divided by their number. Tasks are summed,
 which needs no arithmetic here: every adapter serves one task, and the generator adds the branches of all adapters.
+
+Beside the paper's merge stand the two methods of "Multi-LoRA Composition" (arXiv 2402.16843), switch and composite,
+where one adapter acts at a time, at its whole weight; a budget against saturation, one of the failures that the paper
+names; and K-LoRA's idea of making adapters from different sources equally loud before they are mixed.
 """
 
 from collections import Counter
@@ -11,18 +15,17 @@ import numpy as np
 from jaxtyping import Float32
 
 from stylus.errors import InvalidInput
-from stylus.records import Composition, Mask, Schedule
+from stylus.records import Composition, Mask, Method, Schedule
+
+LOUDEST, QUIETEST = 2.0, 0.5
+"""How far normalising may turn an adapter up and down: a norm says little about one that is far from all others."""
 
 
 def effective_weights(composition: Composition, mask: Mask) -> Float32[np.ndarray, " adapters"]:
     """The strength of each choice in an image with that mask, in the order of Composition.choices; masked ones are 0.
 
     Raises InvalidInput when the mask has another length than the composition has choices."""
-    if len(mask) != len(composition.choices):
-        raise InvalidInput(
-            f"a mask of {len(mask)} places doesn't fit composition {composition.id!r} with "
-            f"{len(composition.choices)} adapters; give one place per adapter, in task order."
-        )
+    _check(composition, mask)
     weights: list[float] = []
     places = iter(mask)
     for task in composition.tasks:
@@ -31,16 +34,82 @@ def effective_weights(composition: Composition, mask: Mask) -> Float32[np.ndarra
     return np.array(weights, dtype=np.float32)
 
 
-def merge_schedule(composition: Composition, masks: Sequence[Mask], steps: int) -> Schedule:
-    """The paper's merge as a Schedule: one row per image (= per mask), constant over the steps.
+def schedule(
+    composition: Composition,
+    masks: Sequence[Mask],
+    steps: int,
+    *,
+    method: Method = Method.MERGE,
+    switch_every: int = 5,
+    budget: float | None = None,
+) -> Schedule:
+    """The weights of a generation, one mask an image, by `method`; image_of_row is ascending and names every image.
 
-    weights has the shape [len(masks), len(choices), steps]. Raises InvalidInput for an adapter that is chosen twice,
-    and where `effective_weights` does."""
+    merge and switch have one row an image; composite has one for each adapter of the image's mask, and one of zeros for
+    an image without adapters. `budget` bounds the sum of the absolute weights of every row and step. Raises
+    InvalidInput for an adapter that is chosen twice, and where `effective_weights` does."""
     ids = tuple(choice.adapter_id for choice in composition.choices)
     twice = [adapter_id for adapter_id, times in Counter(ids).items() if times > 1]
     if twice:
         raise InvalidInput(f"adapter {twice[0]} is chosen more than once; leave it in one task and drop the others.")
-    rows = np.zeros((len(masks), len(ids), steps), dtype=np.float32)
-    for row, mask in zip(rows, masks, strict=True):
-        row[:] = effective_weights(composition, mask)[:, None]
-    return Schedule(adapters=ids, weights=rows, image_of_row=np.arange(len(masks), dtype=np.int64))
+    images = [_rows(composition, mask, steps, method, switch_every) for mask in masks]
+    weights = np.concatenate([*images, np.zeros((0, len(ids), steps), np.float32)])
+    return Schedule(
+        adapters=ids,
+        weights=weights if budget is None else within(weights, budget),
+        image_of_row=np.repeat(np.arange(len(masks), dtype=np.int64), [len(rows) for rows in images]),
+    )
+
+
+def merge_schedule(composition: Composition, masks: Sequence[Mask], steps: int) -> Schedule:
+    """`schedule` by the paper's method."""
+    return schedule(composition, masks, steps)
+
+
+def _rows(
+    composition: Composition, mask: Mask, steps: int, method: Method, switch_every: int
+) -> Float32[np.ndarray, "rows adapters steps"]:
+    """The rows of one image."""
+    if method is Method.MERGE:
+        return np.repeat(effective_weights(composition, mask)[None, :, None], steps, axis=2)
+    alone = _alone(composition, mask)
+    if method is Method.COMPOSITE or len(alone) < 2:
+        return np.repeat(alone[:, :, None], steps, axis=2)
+    turns = np.arange(steps) // switch_every % len(alone)
+    return np.ascontiguousarray(alone[turns].T[None])
+
+
+def _alone(composition: Composition, mask: Mask) -> Float32[np.ndarray, "rows adapters"]:
+    """Each adapter of the mask in a row of its own, at its whole weight: beside no other there is nothing to average
+    with. A row of zeros where there is none."""
+    _check(composition, mask)
+    weights = np.array([choice.weight for choice in composition.choices], dtype=np.float32)
+    rows = np.diag(weights)[np.array(mask, dtype=bool)]
+    return rows if len(rows) else np.zeros((1, len(weights)), np.float32)
+
+
+def within(
+    weights: Float32[np.ndarray, "rows adapters steps"], budget: float
+) -> Float32[np.ndarray, "rows adapters steps"]:
+    """The same proportions, turned down where the absolute weights of a row and step sum to more than `budget`."""
+    sums = np.abs(weights).sum(axis=1, keepdims=True)
+    scaled: Float32[np.ndarray, "rows adapters steps"] = weights * (budget / np.maximum(sums, budget))
+    return scaled
+
+
+def normalised(weight: float, norm: float, median: float) -> float:
+    """The weight at which an adapter of that norm is as loud as one of its base model's median norm at `weight`.
+
+    Norms are Frobenius norms of the whole weight change at strength 1. The factor stays within [0.5, 2], the result
+    within [-4, 4]; a norm or median of 0 changes nothing."""
+    if norm <= 0 or median <= 0:
+        return weight
+    return float(np.clip(weight * np.clip(median / norm, QUIETEST, LOUDEST), -4.0, 4.0))
+
+
+def _check(composition: Composition, mask: Mask) -> None:
+    if len(mask) != len(composition.choices):
+        raise InvalidInput(
+            f"a mask of {len(mask)} places doesn't fit composition {composition.id!r} with "
+            f"{len(composition.choices)} adapters; give one place per adapter, in task order."
+        )

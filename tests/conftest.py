@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pydantic_ai.models
 import pytest
@@ -23,6 +24,9 @@ from stylus.migrate import migrate
 from stylus.settings import Settings
 
 pydantic_ai.models.ALLOW_MODEL_REQUESTS = False
+# A busy machine makes no property false.
+hypothesis.settings.register_profile("stylus", deadline=None)
+hypothesis.settings.load_profile("stylus")
 
 
 def _is_loopback(address: Any) -> bool:

@@ -62,10 +62,36 @@ def test_sampling_is_uniform(task_sizes: list[int]) -> None:
     assert all(abs(times - draws / total) < 5 * deviation for times in seen.values())
 
 
+def test_with_repetition_each_draw_is_uniform_and_for_itself() -> None:
+    """4,000 draws of one seed; two draws of two masks agree half of the time, where sampling without never does."""
+    draws = sample_masks([2, 1], 4_000, MaskMode.SAMPLE, seed=1, repeat=True)
+    seen, total = Counter(draws), count_masks([2, 1])
+    deviation = math.sqrt(4_000 / total * (1 - 1 / total))
+    assert len(seen) == total
+    assert all(abs(times - 4_000 / total) < 5 * deviation for times in seen.values())
+    agreed = sum(len(set(sample_masks([1], 2, MaskMode.SAMPLE, seed, repeat=True))) == 1 for seed in range(1_000))
+    assert 420 < agreed < 580
+
+
+@given(sizes, seeds, st.integers(0, 12), st.sampled_from(MaskMode), st.booleans())
+def test_the_control_comes_first_and_changes_no_other_rule(
+    task_sizes: list[int], seed: int, count: int, mode: MaskMode, repeat: bool
+) -> None:
+    drawn = sample_masks(task_sizes, count, mode, seed, repeat=repeat, control=True)
+    assert len(drawn) == count
+    assert not any(place for mask in drawn[:1] for place in mask)
+    if mode is MaskMode.SAMPLE and not repeat:
+        first_round = drawn[: count_masks(task_sizes)]
+        assert len(set(first_round)) == len(first_round)
+    assert set(drawn) <= papers_masks(task_sizes)
+    assert drawn == sample_masks(task_sizes, count + 3, mode, seed, repeat=repeat, control=True)[:count]
+
+
 def test_fifty_one_adapters_cost_nothing() -> None:
     """The authors' code builds 2^51 masks for such a prompt; 2^200 distinct masks are beyond any machine integer."""
     assert len(set(sample_masks([17, 17, 17], 64, MaskMode.SAMPLE, seed=1))) == 64
     assert len(set(sample_masks([1] * 200, 64, MaskMode.SAMPLE, seed=1))) == 64
+    assert len(sample_masks([26] * 200, 64, MaskMode.SAMPLE, seed=1, repeat=True)) == 64
 
 
 def test_nonsense_is_refused() -> None:
