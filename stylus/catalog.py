@@ -22,7 +22,7 @@ from psycopg.types.json import Jsonb
 
 from stylus.database import Database
 from stylus.errors import InvalidInput, NotFound
-from stylus.records import Adapter, BaseModelFamily, Filters
+from stylus.records import Adapter, BaseModelFamily, Card, Filters
 
 INDEX_FROM = 10_000
 """Vectors of a model from which on it gets an index: below, the exact search takes milliseconds."""
@@ -45,6 +45,10 @@ class Entry:
     vectors: Float32[np.ndarray, "chunks d"]
 
 
+Location = tuple[str | None, str | None, str | None, int | None, str | None, str | None]
+"""file, url, sha256, bytes, download, group: what may change without a change of content."""
+
+
 @dataclass(frozen=True)
 class Known:
     """What the catalog knows of a card, to tell what changed."""
@@ -52,8 +56,7 @@ class Known:
     content_hash: str
     embedded: bool
     """Whether there are vectors of the model that was asked for."""
-    location: tuple[str | None, str | None, str | None, int | None]
-    """file, url, sha256, bytes."""
+    location: Location
     hidden: bool
 
 
@@ -94,23 +97,22 @@ class Catalog:
         """Updates where the files of known adapters lie, and nothing else."""
         with self._database.connection() as connection, connection.cursor() as cursor:
             cursor.executemany(
-                "update adapters set file = %s, url = %s, sha256 = %s, bytes = %s, updated_at = now() where id = %s",
-                [(adapter.file, adapter.url, adapter.sha256, adapter.bytes, adapter.id) for adapter in adapters],
+                'update adapters set file = %s, url = %s, sha256 = %s, bytes = %s, download = %s, "group" = %s, '
+                "updated_at = now() where id = %s",
+                [(*location(adapter), adapter.id) for adapter in adapters],
             )
 
     def known(self, ids: Sequence[str], model: str) -> dict[str, Known]:
         """What is kept of these ids, and whether it has vectors of `model`."""
         query = """
-            select id, content_hash, file, url, sha256, bytes, hidden,
+            select id, content_hash, file, url, sha256, bytes, download, "group", hidden,
                    exists (select from embeddings where adapter = id and model = %s)
             from adapters where id = any(%s)
         """
         with self._database.connection() as connection:
             return {
-                id: Known(digest, embedded, (file, url, sha256, size), hidden)
-                for id, digest, file, url, sha256, size, hidden, embedded in connection.execute(
-                    query, [model, list(ids)]
-                )
+                id: Known(digest, embedded, tuple(location), hidden)
+                for id, digest, *location, hidden, embedded in connection.execute(query, [model, list(ids)])
             }
 
     def index(self, model: str, *, from_vectors: int = INDEX_FROM) -> bool:
@@ -236,6 +238,10 @@ class Catalog:
         names = {row[0]: row[0].rpartition(":")[2].lower() for row in rows}
         close = difflib.get_close_matches(local.lower(), list(dict.fromkeys(names.values())), n=3, cutoff=0.5)
         return [next(id for id, name in names.items() if name == match) for match in close]
+
+
+def location(card: Card) -> Location:
+    return card.file, card.url, card.sha256, card.bytes, card.download, card.group
 
 
 _ESCAPES = str.maketrans({"\\": r"\\", "%": r"\%", "_": r"\_"})

@@ -9,7 +9,7 @@ from itertools import islice
 
 import numpy as np
 
-from stylus.catalog import Catalog, Entry
+from stylus.catalog import Catalog, Entry, location
 from stylus.embedder import Embedder
 from stylus.errors import StorageError
 from stylus.pocket import ADAPTERS
@@ -80,7 +80,7 @@ def _ingest_batch(cards: Sequence[Card], catalog: Catalog, embedder: Embedder) -
         adapter = settle(card, hidden=before is not None and before.hidden)
         if before is None or before.content_hash != digest or not before.embedded:
             changed.append((adapter, digest))
-        elif before.location != (card.file, card.url, card.sha256, card.bytes):
+        elif before.location != location(card):
             moved.append(adapter)
     texts = [chunks(adapter) for adapter, _ in changed]
     vectors = iter(embedder.documents([text for pieces in texts for text in pieces]))

@@ -103,6 +103,10 @@ class Card(Record):
     """Path of the weight file on this machine; None until it is downloaded."""
     sha256: str | None = None
     bytes: int | None = Field(None, ge=0)
+    download: str | None = None
+    """Where the weights come from when they are first used: on the host of the card's source, else it is refused."""
+    group: str | None = None
+    """What the versions of one model share, as `civitai:245675`; None: the adapter stands alone."""
 
     @property
     def source(self) -> str:
@@ -110,7 +114,7 @@ class Card(Record):
 
     def content_hash(self) -> str:
         """Hex SHA-256 of everything that refining and embedding depend on: unchanged means no work to do again."""
-        content = self.model_dump(mode="json", exclude={"file", "url", "sha256", "bytes"})
+        content = self.model_dump(mode="json", exclude={"file", "url", "sha256", "bytes", "download", "group"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
