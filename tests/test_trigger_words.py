@@ -1,10 +1,12 @@
 """Trigger words join the prompt once each, and only those that serve the task."""
 
+from collections.abc import Callable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stylus.records import Card, Choice
-from stylus.trigger_words import serving, with_trigger_words
+from stylus.trigger_words import serving, with_trigger_words, wording
 
 
 def choice(*trigger_words: str) -> Choice:
@@ -86,3 +88,51 @@ def test_serving_words_are_few_and_from_the_card(triggers: list[str], keyword: s
     found = serving(card(*triggers), keyword)
     assert len(found) <= 2
     assert all(any(word in trigger for trigger in triggers) for word in found)
+
+
+def reads(most: int) -> Callable[[str], bool]:
+    """An encoder of `most` words."""
+    return lambda text: len(text.split()) <= most
+
+
+def test_with_room_the_wording_is_the_joined_prompt_and_nothing_is_said() -> None:
+    choices = [choice("ohwx"), choice("neon outline")]
+    made = wording("a corgi", choices, reads(77))
+    assert (made.text, made.left_out, made.cut, made.note) == (with_trigger_words("a corgi", choices), (), "", "")
+
+
+def test_what_has_no_room_is_left_out_and_named() -> None:
+    made = wording("a corgi", [choice("fluffy dog of the north"), choice("ohwx")], reads(4))
+    assert made.text == "a corgi, ohwx"
+    assert made.left_out == ("fluffy dog of the north",)
+    assert "fluffy dog of the north" in made.note
+
+
+def test_the_end_of_a_prompt_that_is_not_read_is_named() -> None:
+    made = wording("a corgi on a bridge at night", [choice("ohwx")], reads(5))
+    assert (made.text, made.cut) == ("a corgi on a bridge at night", "at night")
+    assert made.left_out == ("ohwx",)
+    assert "at night" in made.note
+    assert "ohwx" in made.note
+
+
+def test_emphasised_keywords_come_last_and_only_beside_adapters() -> None:
+    assert wording("a corgi, a lamp", [choice("ohwx")], reads(77), ["lamp"]).text == "a corgi, a lamp, ohwx, lamp"
+    assert wording("a corgi, a lamp", [], reads(77), ["lamp"]).text == "a corgi, a lamp"
+    assert wording("a corgi, a lamp", [choice("ohwx")], reads(5), ["lamp"]).left_out == ("lamp",)
+
+
+phrases = st.lists(st.sampled_from(["ohwx", "neon outline", "red cat", "lamp", "<!>", "a"]), max_size=3)
+
+
+@given(st.text("ab c,", max_size=40), st.lists(phrases, max_size=4), phrases, st.integers(0, 12))
+def test_no_wording_exceeds_the_encoder_but_by_the_prompt_itself(
+    prompt: str, triggers: list[list[str]], emphasised: list[str], most: int
+) -> None:
+    fits = reads(most)
+    made = wording(prompt, [choice(*words) for words in triggers], fits, emphasised)
+    assert made.text.startswith(prompt.strip())
+    assert fits(made.text) or made.text == prompt.strip()
+    assert bool(made.cut) == (not fits(prompt.strip()))
+    assert made.text.endswith(made.cut)
+    assert fits(made.text.removesuffix(made.cut)) or not made.cut
