@@ -58,6 +58,8 @@ class Known:
     """Whether there are vectors of the model that was asked for."""
     location: Location
     hidden: bool
+    missing: bool
+    name: str
 
 
 class Catalog:
@@ -94,25 +96,27 @@ class Catalog:
             )
 
     def move(self, adapters: Iterable[Adapter]) -> None:
-        """Updates where the files of known adapters lie, and nothing else."""
+        """Updates where the files of known adapters and the pictures beside them lie, and nothing else."""
         with self._database.connection() as connection, connection.cursor() as cursor:
             cursor.executemany(
                 'update adapters set file = %s, url = %s, sha256 = %s, bytes = %s, download = %s, "group" = %s, '
-                "updated_at = now() where id = %s",
-                [(*location(adapter), adapter.id) for adapter in adapters],
+                "examples = %s, missing = false, updated_at = now() where id = %s",
+                [(*location(adapter), _examples(adapter), adapter.id) for adapter in adapters],
             )
 
     def known(self, ids: Sequence[str], model: str) -> dict[str, Known]:
         """What is kept of these ids, and whether it has vectors of `model`."""
         query = """
-            select id, content_hash, file, url, sha256, bytes, download, "group", hidden,
+            select id, content_hash, file, url, sha256, bytes, download, "group", hidden, missing, name,
                    exists (select from embeddings where adapter = id and model = %s)
             from adapters where id = any(%s)
         """
         with self._database.connection() as connection:
             return {
-                id: Known(digest, embedded, tuple(location), hidden)
-                for id, digest, *location, hidden, embedded in connection.execute(query, [model, list(ids)])
+                id: Known(digest, embedded, tuple(location), hidden, missing, name)
+                for id, digest, *location, hidden, missing, name, embedded in connection.execute(
+                    query, [model, list(ids)]
+                )
             }
 
     def index(self, model: str, *, from_vectors: int = INDEX_FROM) -> bool:
@@ -257,7 +261,7 @@ def _conditions(filters: Filters) -> tuple[sql.Composable, list[Any]]:
     if filters.kinds is not None:
         parts.append(("kind = any(%s)", sorted(filters.kinds)))
     if filters.has_file is not None:
-        parts.append(("(file is not null) = %s", filters.has_file))
+        parts.append(("(file is not null and not missing) = %s", filters.has_file))
     plain = ["not hidden"] if filters.flagged else ["not hidden", "quality is null"]
     texts = [*plain, *(text for text, _ in parts)]
     return sql.SQL(" and ").join(map(sql.SQL, texts)), [value for _, value in parts]
@@ -288,8 +292,12 @@ def _upsert(connection: psycopg.Connection[Any], kept: Sequence[tuple[Adapter, s
 
 def _row(adapter: Adapter) -> dict[str, Any]:
     values = adapter.model_dump()
-    values["examples"] = Jsonb([example.model_dump() for example in adapter.examples])
+    values["examples"] = _examples(adapter)
     return values | {"tags": list(adapter.tags), "trigger_words": list(adapter.trigger_words)}
+
+
+def _examples(adapter: Adapter) -> Jsonb:
+    return Jsonb([example.model_dump() for example in adapter.examples])
 
 
 def _adapter(row: Mapping[str, Any]) -> Adapter:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -103,6 +104,8 @@ class Card(Record):
     """Path of the weight file on this machine; None until it is downloaded."""
     sha256: str | None = None
     bytes: int | None = Field(None, ge=0)
+    rank: int | None = Field(None, ge=1)
+    """Of most of its layers."""
     download: str | None = None
     """Where the weights come from when they are first used: on the host of the card's source, else it is refused."""
     group: str | None = None
@@ -114,7 +117,12 @@ class Card(Record):
 
     def content_hash(self) -> str:
         """Hex SHA-256 of everything that refining and embedding depend on: unchanged means no work to do again."""
-        content = self.model_dump(mode="json", exclude={"file", "url", "sha256", "bytes", "download", "group"})
+        elsewhere = {"file", "url", "sha256", "bytes", "rank", "download", "group"}
+        content = self.model_dump(mode="json", exclude=elsewhere)
+        for example in content["examples"]:
+            if "://" not in example["image"]:
+                # a picture moves and is renamed with the file that it lies beside
+                example["image"] = Path(example["image"]).name.removeprefix(Path(self.file or "").stem)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -128,6 +136,8 @@ class Adapter(Card):
     quality: str | None = None
     """Why the adapter should not be picked (a flag of the refiner or of the file check); None is fine."""
     hidden: bool = False
+    missing: bool = False
+    """The file was here once and is gone: kept for the day it comes back."""
 
 
 class Filters(Record):
