@@ -23,8 +23,8 @@ from examples.pocket.scenes import any_scene, scene
 from examples.pocket.words import CONCEPTS, SHAPES
 from stylus.pocket.judge import Judge, Network
 
-STEPS, BATCH, RATE = 6000, 56, 2.5e-3
-PICTURES, HELD = 26_000, 6_000
+STEPS, BATCH, RATE = 7000, 56, 2e-3
+PICTURES, HELD = 40_000, 6_000
 NAMES = (*SHAPES, *CONCEPTS)
 
 

@@ -1,16 +1,19 @@
 """Copies what was trained into the package as fp16: `python -m examples.pocket.pack --work DIR [--what cards]`.
 
 cards: the adapters' cards and the truth about them; pipeline, clip, judge, adapters: the weights; images: the example
-pictures of the cards, made with the packed pipeline and each adapter at its recommended weight.
+pictures of the cards, made with the packed pipeline and each adapter at its recommended weight; sheet: the picture of
+the README, the first example of each good adapter.
 """
 
 import argparse
+import csv
 import json
 import shutil
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save_file
 
 from examples.pocket.adapters import kind_of
@@ -111,11 +114,36 @@ def images(only: set[str]) -> None:
             picture.save(ADAPTERS / f"{recipe.name}.{i}.webp", quality=88, method=6)
 
 
+def judge(work: Path) -> None:
+    """Copy the judge, and its held-out confusion matrix as a table: which share of a concept's pictures shows which."""
+    shutil.copy(work / "judge.safetensors", JUDGE)
+    found = json.loads((work / "judge.json").read_text(encoding="utf-8"))
+    with JUDGE.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["concept", "recall", "false_positives", *found["names"]])
+        for name, shares in zip(found["names"], found["matrix"], strict=True):
+            row = found["rows"][name]
+            rows.writerow([name, row["recall"], row["false_positives"], *(f"{share:.3g}" for share in shares)])
+
+
+def sheet(columns: int = 7, cell: int = 128, label: int = 20) -> None:
+    """Lay out what the good adapters draw."""
+    named = [r for r in RECIPES if r.quality == "good" and r.rating == "general" and not r.copy_of]
+    page = Image.new("RGB", (columns * cell, -(-len(named) // columns) * (cell + label)), "white")
+    text = ImageDraw.Draw(page)
+    for i, recipe in enumerate(named):
+        x, y = i % columns * cell, i // columns * (cell + label)
+        with Image.open(ADAPTERS / f"{recipe.name}.1.webp") as picture:
+            page.paste(picture.resize((cell - 6, cell - 6), Image.Resampling.LANCZOS), (x + 3, y + 3))
+        text.text((x + 3, y + cell - 2), recipe.name, "black", ImageFont.load_default(13))
+    page.save(ROOT / "adapters.webp", quality=80, method=6)
+
+
 def main() -> None:
     """Pack what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--what", default="cards,pipeline,clip,judge,adapters,images")
+    parser.add_argument("--what", default="cards,pipeline,clip,judge,adapters,images,sheet")
     parser.add_argument("--only", default="", help="names of adapters")
     arguments = parser.parse_args()
     what, only = set(arguments.what.split(",")), set(filter(None, arguments.only.split(",")))
@@ -126,11 +154,13 @@ def main() -> None:
     if "clip" in what:
         folder(arguments.work / "clip", CLIP)
     if "judge" in what:
-        shutil.copy(arguments.work / "judge.safetensors", JUDGE)
+        judge(arguments.work)
     if "adapters" in what:
         adapters(arguments.work, only)
     if "images" in what:
         images(only)
+    if "sheet" in what:
+        sheet()
 
 
 if __name__ == "__main__":
