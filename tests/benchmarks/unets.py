@@ -24,7 +24,7 @@ RANK = 16
 
 @dataclass(frozen=True)
 class World:
-    """A device, a UNet there, and inputs of the UNet's batch: latents [rows, 4, side, side] and text [rows, 77, 768]."""
+    """A device, a UNet there, and inputs of its batch: latents [rows, 4, side, side] and text [rows, 77, 768]."""
 
     device: torch.device
     unet: Any
