@@ -32,6 +32,14 @@ class AdapterFileError(StylusError):
     """An adapter's weight file is missing, corrupt, of an unknown key scheme, or made for another base model."""
 
 
+class UnsupportedAdapter(AdapterFileError):
+    """An adapter of a method or a naming scheme that can't be applied; pictures are made without it, and say so."""
+
+
+class SourceUnavailable(StylusError):
+    """A source of adapters (Civitai, a hub) could not be reached, refused us or answered with nonsense."""
+
+
 class CheckpointError(StylusError):
     """A base model (checkpoint) is not configured, is missing or can't be loaded."""
 

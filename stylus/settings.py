@@ -31,7 +31,8 @@ class Settings(BaseSettings):
     device: str | None = Field(None, description="torch device; unset: cuda, mps or cpu, the first there is")
     dtype: str | None = Field(None, description="float32, float16 or bfloat16; unset: float32 on cpu, else float16")
     tokens: SecretStr | None = Field(None, description="bearer tokens for HTTP, separated by commas")
-    civitai_key: SecretStr | None = Field(None, description="API key for downloads")
+    civitai_key: SecretStr | None = Field(None, description="API key of Civitai: many downloads ask for one")
+    civitai_url: str = Field("https://civitai.com", description="Civitai, or a mirror of it")
 
     @field_validator("checkpoints", mode="before")
     @classmethod
