@@ -5,13 +5,15 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
+from transformers import CLIPModel, CLIPTokenizer
 
 from examples.pocket.renderer import draw, to_image
-from examples.pocket.scenes import any_scene
+from examples.pocket.scenes import any_scene, caption
 from examples.pocket.words import CONCEPTS, KINDS
-from stylus.pocket import ADAPTERS, PIPELINE, ROOT, prompts, truth
+from stylus.pocket import ADAPTERS, CLIP, PIPELINE, ROOT, prompts, truth
 from stylus.pocket.judge import Judge
 
 PARAPHRASES = [word for kind in KINDS.values() for _, rare in kind.values() for word in rare]
@@ -75,7 +77,7 @@ def test_the_example_pictures_exist_and_are_small() -> None:
 
 def test_the_pocket_world_is_small_and_stored_in_half_precision() -> None:
     assert sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file()) < 22_000_000
-    for path in [*PIPELINE.rglob("*.safetensors"), *ADAPTERS.glob("*.safetensors")]:
+    for path in [*PIPELINE.rglob("*.safetensors"), *ADAPTERS.glob("*.safetensors"), *CLIP.glob("*.safetensors")]:
         with safe_open(path, framework="np") as file:
             assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}, path.name  # noqa: SIM118
 
@@ -98,3 +100,14 @@ def test_the_judge_reads_fresh_pictures_of_the_renderer(judge: Judge) -> None:
 
 def test_the_judge_takes_no_images(judge: Judge) -> None:
     assert judge.concepts([]) == []
+
+
+def test_the_clip_tells_fresh_pictures_of_the_renderer_apart_by_their_captions() -> None:
+    rng = np.random.default_rng(98)
+    scenes = [any_scene(rng) for _ in range(50)]
+    pixels = torch.from_numpy(np.stack([draw(scene, rng) for scene in scenes])).permute(0, 3, 1, 2) * 2 - 1
+    clip, tokenizer = CLIPModel.from_pretrained(CLIP, dtype=torch.float32), CLIPTokenizer.from_pretrained(CLIP)
+    texts = tokenizer([caption(rng, scene) for scene in scenes], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        nearest = clip(**texts, pixel_values=pixels).logits_per_image.argmax(1)
+    assert int((nearest == torch.arange(50)).sum()) >= 40
