@@ -4,16 +4,19 @@ What was done is kept batch by batch, so that an ingestion that was stopped goes
 content hash is known and that has vectors of the embedder is not embedded again.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
-from stylus.catalog import Catalog, Entry, location
+from stylus.catalog import Catalog, Entry, Known, location
 from stylus.embedder import Embedder
-from stylus.errors import StorageError
+from stylus.errors import AdapterFileError, StorageError
+from stylus.files import Files, Seen, Shelved
 from stylus.pocket import ADAPTERS
-from stylus.records import DEFAULT_WEIGHT, Adapter, Card, Category, OnProgress, Progress, Record
+from stylus.records import DEFAULT_WEIGHT, Adapter, BaseModelFamily, Card, Category, OnProgress, Progress, Record
+from stylus.sources.folder import OnProblem, Walk, WeightFile, file_name, read_card, walk
 from stylus.sources.folder import cards as folder_cards
 from stylus.sources.sidecar import category_of
 
@@ -31,14 +34,19 @@ class IngestReport(Record):
 
     added: int = 0
     updated: int = 0
-    """Content or place of the file changed."""
+    """The card changed, or a file that was missing came back."""
+    moved: int = 0
+    """The file lies elsewhere; all that was known of it is kept."""
     unchanged: int = 0
+    missing: int = 0
+    """Adapters whose file is gone since the last time: marked, not dropped."""
     duplicates: int = 0
     """Cards with the id of an earlier one of the same run, as copies of one file: the first stands."""
 
     @property
     def total(self) -> int:
-        return self.added + self.updated + self.unchanged + self.duplicates
+        """Files or cards that were looked at."""
+        return self.added + self.updated + self.moved + self.unchanged + self.duplicates
 
 
 def ingest(
@@ -59,6 +67,122 @@ def ingest(
     return report
 
 
+def ingest_folder(
+    root: Path,
+    catalog: Catalog,
+    files: Files,
+    embedder: Embedder,
+    on_problem: OnProblem,
+    on_progress: OnProgress | None = None,
+) -> IngestReport:
+    """Brings the catalog up to date with the files under `root`; what did not change since the last time isn't opened.
+
+    A file that was moved or renamed keeps its adapter with all that is known of it. One that is gone leaves its adapter
+    marked as missing, unless the folder it lay in can't be looked at. Raises as `ingest`, and InvalidInput where there
+    is no such folder.
+    """
+    found = walk(root, on_problem, on_progress)
+    before = files.under(found.root, embedder.name)
+    if before and not found.files:
+        on_problem(
+            found.root,
+            f"There is no safetensors file here, where the catalog knows {len(before):,}: is the disk mounted? Nothing "
+            "was marked as missing. If they were deleted, ingest the folder above it.",
+        )
+        return IngestReport()
+    shelf = _Shelf(found, before)
+    report = IngestReport(unchanged=len(shelf.standing), duplicates=len(shelf.holds) - len(shelf.standing))
+    for start in range(0, len(shelf.work), _BATCH):
+        batch = shelf.work[start : start + _BATCH]
+        read = list(_read(batch, shelf, on_problem))
+        known = catalog.known([card.id for _, card, _ in read], embedder.name)
+        fresh = [_named(card, known) for file, card, _ in read if shelf.stands(file, card, known.get(card.id))]
+        report = _add(report, _ingest_batch(fresh, catalog, embedder), duplicates=len(read) - len(fresh))
+        files.keep(Seen(str(f.path), card.id, f.bytes, f.modified, f.beside, claimed) for f, card, claimed in read)
+        if on_progress is not None:
+            done = len(found.files) - len(shelf.work) + start + len(batch)
+            on_progress(Progress(stage="ingest", done=done, total=len(found.files)))
+    missing = [id for id, path in files.standing(found.root).items() if shelf.lacks(path, id)]
+    files.gone([path for path, shelved in before.items() if shelf.lacks(path, shelved.seen.adapter)], missing)
+    catalog.index(embedder.name)
+    return report.model_copy(update={"missing": len(missing)})
+
+
+class _Shelf:
+    """Which path holds which adapter, as far as it is known in the course of a run."""
+
+    def __init__(self, found: Walk, before: Mapping[str, Shelved]) -> None:
+        self._root = found.root
+        self._unseen = list(found.unseen)
+        self.holds = {
+            str(file.path): before[str(file.path)].seen.adapter for file in found.files if _same(file, before)
+        }
+        """Path -> adapter id."""
+        for path in list(self.holds):
+            stands_at, adapter = before[path].stands_at, self.holds[path]
+            if stands_at is not None and stands_at != path and not self._is_held(stands_at, adapter):
+                del self.holds[path]  # a copy, of which the first is gone
+        self.standing = {id: path for path, id in self.holds.items() if before[path].stands_at == path}
+        """Adapter id -> the one of its files that its card is read from."""
+        # Files that stand come first: only then is it known which of the others are copies.
+        self.work = sorted(
+            (file for file in found.files if str(file.path) not in self.holds),
+            key=lambda file: (path := str(file.path)) not in before or before[path].stands_at != path,
+        )
+
+    def stands(self, file: WeightFile, card: Card, known: Known | None) -> bool:
+        """Takes note that `file` holds the adapter of `card`; False if the catalog knows that from another file."""
+        path = str(file.path)
+        self.holds[path] = card.id
+        elsewhere = known.location[0] if known is not None else None
+        if card.id not in self.standing and elsewhere is not None and not self._is_inside(elsewhere):
+            self.standing[card.id] = elsewhere if Path(elsewhere).is_file() else path
+        return self.standing.setdefault(card.id, path) == path
+
+    def lacks(self, path: str, adapter: str) -> bool:
+        """Whether `path` was looked at and holds another adapter, or none."""
+        hidden = any(Path(path).is_relative_to(unseen) for unseen in self._unseen)
+        return self.holds.get(path) != adapter and not hidden
+
+    def leave(self, path: Path) -> None:
+        """Takes note of a file that is there but can't be read."""
+        self._unseen.append(path)
+
+    def _is_held(self, path: str, adapter: str) -> bool:
+        return self.holds.get(path) == adapter if self._is_inside(path) else Path(path).is_file()
+
+    def _is_inside(self, path: str) -> bool:
+        return Path(path).is_relative_to(self._root)
+
+
+def _same(file: WeightFile, before: Mapping[str, Shelved]) -> bool:
+    known = before.get(str(file.path))
+    if known is None or not known.current:
+        return False
+    return (known.seen.bytes, known.seen.modified, known.seen.beside) == (file.bytes, file.modified, file.beside)
+
+
+def _read(
+    batch: Sequence[WeightFile], shelf: _Shelf, on_problem: OnProblem
+) -> Iterator[tuple[WeightFile, Card, BaseModelFamily | None]]:
+    for file in batch:
+        try:
+            yield file, *read_card(file.path, on_problem=on_problem)
+        except AdapterFileError as error:
+            on_problem(file.path, str(error))
+            if isinstance(error.__cause__, OSError):
+                shelf.leave(file.path)
+
+
+def _named(card: Card, known: Mapping[str, Known]) -> Card:
+    """An adapter that has no name but its file's keeps the name under which it came: its vectors and what a model wrote
+    of it go by that."""
+    before = known.get(card.id)
+    if before is None or card.file is None or card.name != file_name(Path(card.file)):
+        return card
+    return card.model_copy(update={"name": before.name})
+
+
 def ingest_pocket(catalog: Catalog, embedder: Embedder, on_progress: OnProgress | None = None) -> IngestReport:
     """Keeps the adapters that come with Stylus. Raises StorageError when their files are damaged, and as `ingest`."""
     problems: list[str] = []
@@ -74,14 +198,16 @@ def ingest_pocket(catalog: Catalog, embedder: Embedder, on_progress: OnProgress 
 def _ingest_batch(cards: Sequence[Card], catalog: Catalog, embedder: Embedder) -> IngestReport:
     known = catalog.known([card.id for card in cards], embedder.name)
     changed: list[tuple[Adapter, str]] = []
-    moved: list[Adapter] = []
+    placed: list[Adapter] = []
+    moved = 0
     for card in cards:
         digest, before = card.content_hash(), known.get(card.id)
         adapter = settle(card, hidden=before is not None and before.hidden)
         if before is None or before.content_hash != digest or not before.embedded:
             changed.append((adapter, digest))
-        elif before.location != location(card):
-            moved.append(adapter)
+        elif before.location != location(card) or before.missing:
+            placed.append(adapter)
+            moved += before.location[0] != card.file
     texts = [chunks(adapter) for adapter, _ in changed]
     vectors = iter(embedder.documents([text for pieces in texts for text in pieces]))
     entries = [
@@ -89,10 +215,13 @@ def _ingest_batch(cards: Sequence[Card], catalog: Catalog, embedder: Embedder) -
         for (adapter, digest), pieces in zip(changed, texts, strict=True)
     ]
     catalog.add_embedded(entries, embedder.name)
-    catalog.move(moved)
+    catalog.move(placed)
     added = sum(adapter.id not in known for adapter, _ in changed)
     return IngestReport(
-        added=added, updated=len(changed) - added + len(moved), unchanged=len(cards) - len(changed) - len(moved)
+        added=added,
+        updated=len(changed) - added + len(placed) - moved,
+        moved=moved,
+        unchanged=len(cards) - len(changed) - len(placed),
     )
 
 
@@ -123,6 +252,7 @@ def _add(report: IngestReport, more: IngestReport, duplicates: int) -> IngestRep
     return IngestReport(
         added=report.added + more.added,
         updated=report.updated + more.updated,
+        moved=report.moved + more.moved,
         unchanged=report.unchanged + more.unchanged,
         duplicates=report.duplicates + duplicates,
     )

@@ -1,23 +1,29 @@
 """The header of a safetensors file (its published format: 8 bytes of length, then JSON), and what it tells.
 
-Only the header is read, never a tensor, so that hundreds of gigabytes are catalogued in minutes. Tensor names and
-shapes can't be wrong about the base model; metadata of trainers (`ss_*`, `modelspec.*`) can, and is asked second.
+Only the header is read and, where it alone can't tell two trainings apart, a few kilobytes of tensors, so that
+hundreds of gigabytes are catalogued in minutes. Tensor names and shapes can't be wrong about the base model; metadata
+of trainers (`ss_*`, `modelspec.*`) can, and is asked second.
 """
 
 import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from stylus.base_models import family_by_name, family_by_tensors, is_down
 from stylus.errors import AdapterFileError
 from stylus.records import BaseModelFamily, Kind
 
 MOST_HEADER_BYTES = 100_000_000
 """The format's own limit."""
+
+_SAMPLE = 16_384
+"""Bytes at each of three places of the tensors."""
 
 _AGAIN = "Download it again or delete it."
 
@@ -32,12 +38,27 @@ class Header:
     bytes: int
     """Size of the whole file."""
     identity: str
-    """Hex SHA-256 of size and header: tells files apart without reading them."""
+    """Hex SHA-256 of size and header, and of a sample of the tensors where the header holds no hash of them: trainers
+    that write no metadata give every file of one rank the same header."""
 
     @property
     def family(self) -> BaseModelFamily | None:
         """The base model family by names and shapes, else by metadata; None when neither tells."""
-        return _family_by_shapes(self.shapes) or _family_by_metadata(self.metadata)
+        return family_by_tensors(self.shapes) or self.claimed_family
+
+    @property
+    def claimed_family(self) -> BaseModelFamily | None:
+        """What the trainer wrote down."""
+        keys = ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name", "base_model")
+        return next((family for key in keys if (family := family_by_name(self.metadata.get(key, "")))), None)
+
+    @property
+    def rank(self) -> int | None:
+        """Of most layers, by shapes, else by metadata."""
+        ranks = Counter(shape[0] for name, shape in self.shapes.items() if is_down(name) and len(shape) > 1)
+        said = self.metadata.get("ss_network_dim", "")
+        rank = ranks.most_common(1)[0][0] if ranks else int(said) if said.isdecimal() and len(said) < 6 else 0
+        return rank or None
 
     @property
     def kind(self) -> Kind:
@@ -50,7 +71,7 @@ class Header:
         if any(suffix.startswith("lokr_") for suffix in suffixes):
             return Kind.LOKR
         # Plain LoRA also covers 1x1 convolutions (the projections around attention); a larger kernel makes it LoCon.
-        convolutions = (shape for name, shape in self.shapes.items() if len(shape) == 4 and _is_down(name))
+        convolutions = (shape for name, shape in self.shapes.items() if len(shape) == 4 and is_down(name))
         return Kind.LOCON if any(max(shape[2:]) > 1 for shape in convolutions) else Kind.LORA
 
     @property
@@ -78,6 +99,7 @@ def read_header(path: Path) -> Header:
                     f"{_AGAIN}"
                 )
             text = file.read(length)
+            sample = _sample(file, 8 + length, size)
     except OSError as error:
         raise AdapterFileError(f"{path} can't be read: {error.strerror}. Check its rights and its disk.") from error
     try:
@@ -93,8 +115,24 @@ def read_header(path: Path) -> Header:
         raise AdapterFileError(
             f"{path} is {problem}: its header describes {8 + length + end:,} bytes, it has {size:,}. {_AGAIN}"
         )
-    identity = hashlib.sha256(size.to_bytes(8, "little") + text).hexdigest()
+    if any(metadata.get(key) for key in _TENSOR_HASHES):
+        sample = b""
+    identity = hashlib.sha256(size.to_bytes(8, "little") + text + sample).hexdigest()
     return Header(metadata, shapes, size, identity)
+
+
+_TENSOR_HASHES = ("sshs_model_hash", "modelspec.hash_sha256")
+"""Metadata that differs wherever the tensors do."""
+
+
+def _sample(file: BinaryIO, start: int, size: int) -> bytes:
+    """Of the start, the middle and the end of the tensors."""
+    last = max(start, size - _SAMPLE)
+    pieces = []
+    for offset in (start, (start + last) // 2, last):
+        file.seek(offset)
+        pieces.append(file.read(_SAMPLE))
+    return b"".join(pieces)
 
 
 def _shape(entry: Any) -> tuple[int, ...]:
@@ -105,59 +143,3 @@ def _shape(entry: Any) -> tuple[int, ...]:
 
 
 _ADAPTER = re.compile(r"lora[_.]|hada_w|lokr_w|\.lora|_lora|dora_scale")
-_CROSS_ATTENTION = re.compile(r"attn2[._](?:processor[._])?to_[kv]\b|attn2[._](?:processor[._])?to_[kv]_lora")
-_CONTEXT_WIDTHS = {
-    768: BaseModelFamily.SD15,
-    2048: BaseModelFamily.SDXL,
-    96: BaseModelFamily.POCKET,
-}
-"""Width of the text that cross-attention reads. 1024 is SD 2, which we have no family for."""
-
-_FAMILY_NAMES: tuple[tuple[str, BaseModelFamily], ...] = (
-    ("pocket", BaseModelFamily.POCKET),
-    ("sdxl", BaseModelFamily.SDXL),
-    ("sd_xl", BaseModelFamily.SDXL),
-    ("stable-diffusion-xl", BaseModelFamily.SDXL),
-    ("pony", BaseModelFamily.SDXL),
-    ("illustrious", BaseModelFamily.SDXL),
-    ("noobai", BaseModelFamily.SDXL),
-    ("flux", BaseModelFamily.FLUX),
-    ("sd3", BaseModelFamily.SD3),
-    ("sd 3", BaseModelFamily.SD3),
-    ("stable-diffusion-3", BaseModelFamily.SD3),
-    ("stable-diffusion-v3", BaseModelFamily.SD3),
-    ("sd_v1", BaseModelFamily.SD15),
-    ("sd1", BaseModelFamily.SD15),
-    ("sd 1", BaseModelFamily.SD15),
-    ("stable-diffusion-v1", BaseModelFamily.SD15),
-)
-
-
-def family_by_name(name: str) -> BaseModelFamily | None:
-    """The family that a base model's name belongs to, as people and trainers write it: `SD 1.5`, `sdxl_base_v1-0`."""
-    folded = name.strip().lower()
-    return next((family for part, family in _FAMILY_NAMES if part in folded), None)
-
-
-def _family_by_metadata(metadata: Mapping[str, str]) -> BaseModelFamily | None:
-    keys = ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name", "base_model")
-    return next((family for key in keys if (family := family_by_name(metadata.get(key, "")))), None)
-
-
-def _family_by_shapes(shapes: Mapping[str, tuple[int, ...]]) -> BaseModelFamily | None:
-    for name, shape in shapes.items():
-        if _CROSS_ATTENTION.search(name) and _is_down(name) and len(shape) >= 2 and shape[1] in _CONTEXT_WIDTHS:
-            return _CONTEXT_WIDTHS[shape[1]]
-    names = " ".join(shapes)
-    if re.search(r"double_blocks[._]|single_blocks[._]|single_transformer_blocks[._]", names):
-        return BaseModelFamily.FLUX
-    if re.search(r"joint_blocks[._]|attn[._]add_[qkv]_proj", names):
-        return BaseModelFamily.SD3
-    if re.search(r"lora_te2_|text_encoder_2\.|transformer_blocks[._][2-9]", names) and "unet" in names:
-        return BaseModelFamily.SDXL
-    return None
-
-
-def _is_down(name: str) -> bool:
-    """Whether the tensor is the factor that meets the layer's input: its second axis is the input's width."""
-    return bool(re.search(r"lora_down\.|lora_A\.|_lora\.down\.|lora\.down\.|hada_w[12]_b$", name))

@@ -22,8 +22,8 @@ def ingest_folder(
     as_json: AsJson = False,
 ) -> None:
     """Read a folder of adapters: safetensors headers and the cards beside them."""
-    from stylus.ingest import ingest
-    from stylus.sources.folder import cards
+    from stylus.files import Files
+    from stylus.ingest import ingest_folder
     from stylus.stylus import Stylus
 
     problems: list[dict[str, str]] = []
@@ -32,7 +32,8 @@ def ingest_folder(
         problems.append({"file": str(file), "reason": reason})
 
     with Stylus() as stylus, progress_bar() as on_progress:
-        report = ingest(cards(path, on_problem=note), stylus.catalog, stylus.embedder, on_progress)
+        files = Files(stylus.database)
+        report = ingest_folder(path, stylus.catalog, files, stylus.embedder, note, on_progress)
     _show_report(report.model_dump(mode="json"), problems, as_json)
 
 

@@ -5,68 +5,133 @@ What the weights' names and shapes say of the base model stands above what the c
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from stylus.base_models import family_by_tensors
 from stylus.errors import AdapterFileError, InvalidInput
-from stylus.records import Card, Rating
+from stylus.records import BaseModelFamily, Card, OnProgress, Progress, Rating
 from stylus.safetensors_header import Header, read_header
-from stylus.sources.sidecar import Sidecar, category_of, read_sidecars, words
+from stylus.sources.sidecar import BESIDE, Sidecar, category_of, read_sidecars, words
 from stylus.text import clean_line
 
 OnProblem = Callable[[Path, str], None]
 """Told of each file that could not be used, with the reason; the rest goes on."""
 
 _MOST_TAGS_OF_TRAINING = 30
+_READING = "1"
+"""Raised when files are read in another way, so that all are read again."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file as the folder's listing shows it, unread."""
+
+    path: Path
+    bytes: int
+    modified: int
+    """Nanoseconds since 1970."""
+    beside: str
+    """Which cards and pictures lie beside it, their sizes and times."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What there is under a folder."""
+
+    root: Path
+    files: tuple[WeightFile, ...]
+    """In the order of their paths."""
+    unseen: tuple[Path, ...]
+    """Files and folders that are there but can't be looked at: nothing is known of what they hold."""
 
 
 def cards(root: Path, *, prefix: str = "file", on_problem: OnProblem) -> Iterator[Card]:
-    """The cards of all safetensors files under `root`, in the order of their paths; links to folders are not followed.
+    """The cards of all safetensors files under `root`, in the order of their paths.
 
-    Ids are `file:` and the hash of size and header, so that a renamed file keeps its id; with another prefix
-    `prefix:stem`. Raises InvalidInput where there is no such folder.
+    Ids are `file:` and the header's identity, so that a renamed file keeps its id; with another prefix `prefix:stem`.
+    Raises InvalidInput where there is no such folder.
     """
-    root = root.expanduser().absolute()
-    if not root.exists():
-        raise InvalidInput(f"There is no folder {root}. Check the path.")
-    for path in weight_files(root, on_problem):
+    for file in walk(root, on_problem).files:
         try:
-            header = read_header(path)
-            if not header.is_adapter:
-                raise AdapterFileError(
-                    f"{path} holds no adapter: its tensors are those of a whole model or another thing."
-                )
-            yield _card(path, header, prefix, on_problem)
+            yield read_card(file.path, prefix=prefix, on_problem=on_problem)[0]
         except (AdapterFileError, ValueError) as error:
-            on_problem(path, str(error))
+            on_problem(file.path, str(error))
 
 
-def weight_files(root: Path, on_problem: OnProblem) -> Iterator[Path]:
-    """The safetensors files under `root` (or `root` itself), sorted."""
+def walk(root: Path, on_problem: OnProblem, on_progress: OnProgress | None = None) -> Walk:
+    """All safetensors files under `root` (or `root` itself), without opening any.
+
+    Each folder is entered once, whatever links lead to it: those that lie under `root` by themselves first. Raises
+    InvalidInput where there is no such folder.
+    """
+    root = root.expanduser().resolve()
+    if not root.exists():
+        raise InvalidInput(f"There is no folder {root}. Check the path, and whether its disk is mounted.")
     if root.is_file():
-        yield root
-        return
+        beside = {path.name: path for path in root.parent.iterdir()}
+        status = root.stat()
+        return Walk(root, (WeightFile(root, status.st_size, status.st_mtime_ns, _beside(root.stem, beside)),), ())
+    files: list[WeightFile] = []
+    unseen: list[Path] = []
+    entered: set[tuple[int, int]] = set()
+    folders = deque([root])
+    while folders:
+        folder = folders.popleft()
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                listing = {entry.name: entry for entry in entries}
+        except OSError as error:
+            on_problem(
+                _printable(folder), f"The folder can't be read: {error.strerror}. Check its rights and its disk."
+            )
+            unseen.append(folder)
+            continue
+        for name, entry in listing.items():
+            path = folder / name
+            try:
+                if entry.is_dir():
+                    folders.append(path) if entry.is_symlink() else folders.appendleft(path)
+                elif name.lower().endswith(".safetensors"):
+                    path.as_posix().encode()
+                    status = entry.stat()
+                    files.append(WeightFile(path, status.st_size, status.st_mtime_ns, _beside(path.stem, listing)))
+            except UnicodeEncodeError:
+                on_problem(_printable(path), "Its name or its folder's is not UTF-8. Rename it.")
+            except FileNotFoundError:
+                on_problem(path, "It is a link to a file that is not there. Mount its disk or delete the link.")
+            except OSError as error:
+                on_problem(_printable(path), f"It can't be looked at: {error.strerror}. Check its rights and its disk.")
+                unseen.append(path)
+        if on_progress is not None:
+            on_progress(Progress(stage="look", done=len(files)))
+    return Walk(root, tuple(sorted(files, key=lambda file: file.path)), tuple(unseen))
 
-    def unreadable(error: OSError) -> None:
-        on_problem(Path(error.filename or root), f"The folder can't be read: {error.strerror}.")
 
-    for folder, folders, files in os.walk(root, onerror=unreadable):
-        folders.sort()
-        for name in sorted(files):
-            if name.lower().endswith(".safetensors"):
-                yield Path(folder) / name
+def read_card(path: Path, *, prefix: str = "file", on_problem: OnProblem) -> tuple[Card, BaseModelFamily | None]:
+    """The card of a file, and the base model that the card names where the tensors are of another.
 
-
-def _card(path: Path, header: Header, prefix: str, on_problem: OnProblem) -> Card:
-    said = read_sidecars(path, on_problem).over(_metadata(header))
-    stem = clean_line(path.stem, 200)
-    return Card(
+    Raises AdapterFileError for a file that is no adapter or can't be read.
+    """
+    header = read_header(path)
+    if not header.is_adapter:
+        raise AdapterFileError(f"{path} holds no adapter: its tensors are those of a whole model or another thing.")
+    beside = read_sidecars(path, on_problem)
+    said = beside.over(_metadata(header))
+    family, claimed = header.family, beside.base_model or header.claimed_family
+    card = Card(
         id=f"file:{header.identity[:16]}" if prefix == "file" else f"{prefix}:{path.stem}",
-        name=said.name or stem or "unnamed",
+        name=said.name or file_name(path),
         description=said.description,
         tags=said.tags,
         trigger_words=said.trigger_words,
-        base_model=header.family or said.base_model,
+        base_model=family or said.base_model,
         kind=header.kind,
         category=said.category,
         weight=said.weight,
@@ -75,9 +140,34 @@ def _card(path: Path, header: Header, prefix: str, on_problem: OnProblem) -> Car
         author=said.author,
         licence=said.licence,
         url=said.url,
+        group=said.group,
         file=str(path),
         bytes=header.bytes,
+        rank=header.rank,
     )
+    return card, claimed if family_by_tensors(header.shapes) not in (None, claimed) else None
+
+
+def file_name(path: Path) -> str:
+    """What an adapter is called that has no other name."""
+    return clean_line(path.stem, 200) or "unnamed"
+
+
+def _beside(stem: str, listing: Mapping[str, os.DirEntry[str] | Path]) -> str:
+    present = [(suffix, listing[stem + suffix]) for suffix in BESIDE if stem + suffix in listing]
+    parts = [_READING]
+    for suffix, entry in present:
+        try:
+            status = entry.stat()
+            parts.append(f"{suffix} {status.st_size} {status.st_mtime_ns}")
+        except OSError:
+            parts.append(f"{suffix} ?")
+    return ", ".join(parts)
+
+
+def _printable(path: Path) -> Path:
+    """A name that is not UTF-8, with a mark in place of each byte that can't be shown."""
+    return Path(os.fsencode(path).decode("utf-8", "replace"))
 
 
 def _metadata(header: Header) -> Sidecar:
@@ -85,9 +175,10 @@ def _metadata(header: Header) -> Sidecar:
     metadata = header.metadata
     frequent = _frequent_tags(metadata.get("ss_tag_frequency", ""))
     tags = words(metadata.get("modelspec.tags")) or frequent
+    described = metadata.get("modelspec.description") or metadata.get("ss_training_comment")
     return Sidecar(
         name=clean_line(metadata.get("modelspec.title") or metadata.get("ss_output_name"), 200),
-        description=clean_line(metadata.get("modelspec.description"), 20_000),
+        description=clean_line(described, 20_000),
         tags=tags,
         trigger_words=words(metadata.get("modelspec.trigger_phrase")),
         category=category_of(tags),
@@ -103,7 +194,7 @@ def _frequent_tags(text: str) -> tuple[str, ...]:
         for frequencies in json.loads(text or "{}").values():
             for tag, count in frequencies.items():
                 totals[tag] = totals.get(tag, 0) + int(count)
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return ()  # a field that a trainer filled in a way of its own says nothing
     ranked = sorted(totals, key=lambda tag: (-totals[tag], tag))
     return words(ranked[:_MOST_TAGS_OF_TRAINING])

@@ -1,18 +1,21 @@
 """The files that people keep beside `X.safetensors`, read into one form.
 
-Sources: AUTOMATIC1111's user metadata (`X.json`: description, activation text, preferred weight, sd version, notes),
-model versions of Civitai's REST API as its helpers save them (`X.civitai.info`), and the pocket world's cards.
-Everything in them is text from strangers.
+Sources: AUTOMATIC1111's user metadata (`X.json`: description, activation text, preferred weight, sd version, notes) and
+its descriptions (`X.txt`, `X.description.txt`), ComfyUI's LoRA manager (`X.metadata.json`), Civitai's model versions
+as its helpers save them (`X.civitai.info`), previews with the parameters that generators leave in them, and the pocket
+world's cards. Everything in them is text from strangers.
 """
 
+import codecs
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stylus.base_models import family_by_name
+from stylus.image_metadata import prompt_of
 from stylus.records import BaseModelFamily, Category, Example, Rating
-from stylus.safetensors_header import family_by_name
 from stylus.text import clean, clean_line
 
 MOST_BYTES = 10_000_000
@@ -35,6 +38,8 @@ class Sidecar:
     author: str | None = None
     licence: str | None = None
     url: str | None = None
+    group: str | None = None
+    """What the versions of one model share."""
     examples: tuple[Example, ...] = ()
 
     def over(self, other: "Sidecar") -> "Sidecar":
@@ -45,42 +50,59 @@ class Sidecar:
 def read_sidecars(weights: Path, on_problem: Callable[[Path, str], None]) -> Sidecar:
     """All sidecars of a weight file as one. One that can't be read is reported and counts as absent."""
     read = Sidecar()
-    for suffix, parse in ((".json", _card), (".civitai.info", _civitai)):
+    for suffix, parse in _READERS.items():
         path = weights.with_name(weights.stem + suffix)
         if not path.is_file():
             continue
         try:
-            if path.stat().st_size > MOST_BYTES:
-                raise ValueError(f"it has {path.stat().st_size:,} bytes, at most {MOST_BYTES:,} are read")
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-            if not isinstance(content, dict):
-                raise ValueError("it holds no JSON object")
-            read = read.over(parse(content, path.parent))
+            if (size := path.stat().st_size) > MOST_BYTES:
+                raise ValueError(f"it has {size:,} bytes, at most {MOST_BYTES:,} are read")
+            read = read.over(parse(path.read_bytes(), path.parent))
         except (OSError, ValueError, RecursionError) as error:
-            on_problem(path, f"The card was left out, the adapter kept: {error}")
-    previews = tuple(
-        Example(image=str(path))
-        for suffix in (
-            ".preview.png",
-            ".preview.jpg",
-            ".preview.jpeg",
-            ".preview.webp",
-            ".png",
-            ".jpg",
-            ".jpeg",
-            ".webp",
-        )
-        if (path := weights.with_name(weights.stem + suffix)).is_file()
-    )
-    return read.over(Sidecar(examples=previews))
+            on_problem(path, f"This card was left out, the adapter kept: {error}")
+    previews = [weights.with_name(weights.stem + suffix) for suffix in PREVIEWS]
+    pictures = [_picture(path) for path in previews if path.is_file()]
+    # a card may list the pictures that lie beside it
+    distinct = {example.image: example for example in (*pictures, *read.examples)}
+    return replace(read, examples=tuple(distinct.values())[:MOST_EXAMPLES])
 
 
-def _card(content: Mapping[str, Any], folder: Path) -> Sidecar:
+def _picture(path: Path, prompt: str = "") -> Example:
+    return Example(image=str(path), prompt=prompt or clean_line(prompt_of(path), 2000))
+
+
+def _json(content: bytes) -> Mapping[str, Any]:
+    """A JSON object in UTF-8, UTF-16 or UTF-32 (RFC 4627, section 3) or an old 8-bit encoding; control characters
+    are taken as text."""
+    try:
+        text = content.decode(json.detect_encoding(content))
+    except UnicodeDecodeError:
+        text = _text(content)
+    value = json.loads(text, strict=False)
+    if not isinstance(value, dict):
+        raise ValueError("it holds no JSON object")
+    return value
+
+
+def _text(content: bytes) -> str:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", "replace")
+
+
+def _note(content: bytes, folder: Path) -> Sidecar:
+    return Sidecar(description=clean(_text(content), 20_000))
+
+
+def _card(text: bytes, folder: Path) -> Sidecar:
     """A pocket card or AUTOMATIC1111's user metadata: their keys do not collide."""
-    notes = [clean(content.get(key), 20_000) for key in ("description", "notes")]
+    content = _json(text)
     return Sidecar(
         name=clean_line(content.get("name"), 200),
-        description="\n\n".join(note for note in notes if note)[:20_000],
+        description=_joined(content.get("description"), content.get("notes")),
         tags=words(content.get("tags")),
         trigger_words=words(content.get("trained_words")) or words(content.get("activation text")),
         base_model=family_by_name(clean_line(content.get("base_model") or content.get("sd version"), 100)),
@@ -93,24 +115,75 @@ def _card(content: Mapping[str, Any], folder: Path) -> Sidecar:
     )
 
 
-def _civitai(content: Mapping[str, Any], folder: Path) -> Sidecar:
+def _lora_manager(text: bytes, folder: Path) -> Sidecar:
+    content = _json(text)
+    said = Sidecar(
+        name=clean_line(content.get("model_name"), 200),
+        description=_joined(content.get("modelDescription"), content.get("notes")),
+        tags=words(content.get("tags")),
+        base_model=family_by_name(clean_line(content.get("base_model"), 100)),
+        category=category_of(words(content.get("tags"))),
+        weight=_usual_strength(content.get("usage_tips")),
+    )
+    return said.over(_model_version(_mapping(content.get("civitai")), folder))
+
+
+def _usual_strength(tips: object) -> float | None:
+    """From JSON inside a text; of a range the middle (paper, section 3.1)."""
+    try:
+        content = _mapping(json.loads(tips)) if isinstance(tips, str) else {}
+    except (ValueError, RecursionError):
+        return None
+    ends = _weight(content.get("strength_min")), _weight(content.get("strength_max"))
+    middle = (ends[0] + ends[1]) / 2 if ends[0] is not None and ends[1] is not None else None
+    return _weight(content.get("strength")) or _weight(middle)
+
+
+def _civitai(text: bytes, folder: Path) -> Sidecar:
+    return _model_version(_json(text), folder)
+
+
+def _model_version(content: Mapping[str, Any], folder: Path) -> Sidecar:
     model = _mapping(content.get("model"))
     tags = words(model.get("tags") or content.get("tags"))
     creator = _mapping(model.get("creator") or content.get("creator"))
-    number = content.get("modelId")
-    notes = [clean(text, 20_000) for text in (model.get("description"), content.get("description"))]
+    number, version = content.get("modelId"), content.get("id")
+    known = isinstance(number, int)
     return Sidecar(
         name=clean_line(model.get("name") or content.get("name"), 200),
-        description="\n\n".join(note for note in notes if note)[:20_000],
+        description=_joined(model.get("description"), content.get("description")),
         tags=tags,
         trigger_words=words(content.get("trainedWords")),
         base_model=family_by_name(clean_line(content.get("baseModel"), 100)),
         category=category_of(tags),
         rating=Rating.MATURE if model.get("nsfw") is True else None,
         author=clean_line(creator.get("username"), 200) or None,
-        url=f"https://civitai.com/models/{number}" if isinstance(number, int) else None,
+        url=f"https://civitai.com/models/{number}{_query(version)}" if known else None,
+        group=f"civitai:{number}" if known else None,
         examples=_examples(content.get("images"), folder),
     )
+
+
+def _query(version: object) -> str:
+    return f"?modelVersionId={version}" if isinstance(version, int) else ""
+
+
+def _joined(*texts: object) -> str:
+    return "\n\n".join(note for text in texts if (note := clean(text, 20_000)))[:20_000]
+
+
+_READERS: Mapping[str, Callable[[bytes, Path], Sidecar]] = {
+    ".json": _card,
+    ".metadata.json": _lora_manager,
+    ".civitai.info": _civitai,
+    ".txt": _note,
+    ".description.txt": _note,
+}
+"""The first that says something stands: what a person typed above what was downloaded."""
+
+PREVIEWS = tuple(f"{middle}.{form}" for middle in (".preview", "") for form in ("png", "jpg", "jpeg", "webp"))
+BESIDE = (*_READERS, *PREVIEWS)
+"""What follows the stem of the weight file in the names of all files that are read with it."""
 
 
 def words(value: object) -> tuple[str, ...]:
@@ -144,12 +217,10 @@ def _examples(value: object, folder: Path) -> tuple[Example, ...]:
         if not isinstance(entry, dict) or len(examples) == MOST_EXAMPLES:
             continue
         meta = _mapping(entry.get("meta")) or entry
+        prompt = clean_line(meta.get("prompt"), 2000)
         file, url = entry.get("file"), clean_line(entry.get("url"), 2000)
         if isinstance(file, str) and file == Path(file).name and "\0" not in file and (folder / file).is_file():
-            image = str(folder / file)
+            examples.append(_picture(folder / file, prompt))
         elif url.startswith(("https://", "http://")):
-            image = url
-        else:
-            continue
-        examples.append(Example(image=image, prompt=clean_line(meta.get("prompt"), 2000)))
+            examples.append(Example(image=url, prompt=prompt))
     return tuple(examples)
