@@ -1,5 +1,5 @@
-"""Reading an adapter's weight file: LoRA (Hu et al. 2021) and LoCon (LoRA on convolutions), in the naming schemes of
-diffusers, kohya's sd-scripts and peft.
+"""Reading an adapter's weight file: LoRA, LoCon, DoRA, LoHa, LoKr and full differences, in the naming schemes of
+diffusers, kohya's sd-scripts, peft and LyCORIS.
 
 Nothing is skipped: a file is understood whole, or refused before the first step. Which layer a tensor belongs to is
 `adapter_keys`' matter; here the file is opened, its numbers and shapes are checked, and its scale is found.
@@ -9,28 +9,21 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders import lora_conversion_utils
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stylus.errors import AdapterFileError
-from stylus.generation.adapter_keys import LayerNames, LayerShape, Problem, Shapes, place
+from stylus.errors import AdapterFileError, UnsupportedAdapter
+from stylus.generation.adapter_keys import LayerNames, LayerShape, Problem, Shapes, Unsupported, place
+from stylus.generation.deltas import Change, DoRA, Full, LoHa, LoKr, LowRank, with_core
 from stylus.records import Adapter, BaseModelFamily
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """Low-rank factors of one layer: its output gains weight * scale * up(down(x))."""
-
-    down: Tensor
-    up: Tensor
-    scale: float
-    """alpha / rank (alpha / sqrt(rank) for rsLoRA)."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +31,21 @@ class AdapterWeights:
     """A verified file. All tensors are finite and fit their layers; dtype is the file's, device is the CPU."""
 
     sha256: str
-    layers: Mapping[str, Mapping[str, LayerWeights]]
-    """Component -> layer path -> factors."""
+    layers: Mapping[str, Mapping[str, Change]]
+    """Component -> layer path -> what changes there."""
 
     @property
     def scale(self) -> float:
-        """The scale that most layers share."""
-        return Counter(layer.scale for layer in self._all()).most_common(1)[0][0]
+        """The scale that most layers share; dense changes are taken at strength 1, where theirs is 1."""
+        scales = Counter(layer.scale if isinstance(layer, LowRank) else 1.0 for layer in self._all())
+        return scales.most_common(1)[0][0]
 
     @property
     def nbytes(self) -> int:
-        return sum(layer.down.nbytes + layer.up.nbytes for layer in self._all())
+        """Bytes of the file's tensors."""
+        return sum(tensor.nbytes for layer in self._all() for tensor in layer.tensors())
 
-    def _all(self) -> Iterator[LayerWeights]:
+    def _all(self) -> Iterator[Change]:
         for layers in self.layers.values():
             yield from layers.values()
 
@@ -59,7 +54,8 @@ def read_adapter(adapter: Adapter, family: BaseModelFamily, shapes: Shapes) -> A
     """The verified weights of `adapter` for a base model with those layers.
 
     Raises AdapterFileError, which names the id, the path, what is wrong and what to do, for a file that is missing,
-    corrupt, of another base model, of a method or key scheme we can't apply, or that holds NaN or infinity."""
+    corrupt, of another base model or that holds NaN or infinity; UnsupportedAdapter for a method or a naming scheme
+    that we can't apply."""
     try:
         path = _path(adapter, family)
         digest = _sha256(path)
@@ -69,12 +65,13 @@ def read_adapter(adapter: Adapter, family: BaseModelFamily, shapes: Shapes) -> A
                 "the file was changed or damaged: download it again, or ingest it again if the change was meant",
             )
         tensors, metadata = _read(path)
+        if family is BaseModelFamily.FLUX:
+            tensors = _as_diffusers(tensors)
         return AdapterWeights(digest, _layers(tensors, _alphas(path, metadata), family, shapes))
     except Problem as problem:
         where = adapter.file or "no file"
-        raise AdapterFileError(
-            f"adapter {adapter.id} ({where}) {problem.what}. To go on, {problem.remedy}."
-        ) from problem
+        kind = UnsupportedAdapter if isinstance(problem, Unsupported) else AdapterFileError
+        raise kind(f"adapter {adapter.id} ({where}) {problem.what}. To go on, {problem.remedy}.") from problem
 
 
 def _path(adapter: Adapter, family: BaseModelFamily) -> Path:
@@ -119,6 +116,21 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def _as_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Flux files of other trainers, whose layers are cut differently (q, k and v in one), by diffusers' converters."""
+    if any(key.startswith(("lora_unet_double_blocks", "lora_unet_single_blocks")) for key in tensors):
+        convert = lora_conversion_utils._convert_kohya_flux_lora_to_diffusers
+    elif any(".processor." in key and "_blocks." in key for key in tensors):
+        convert = lora_conversion_utils._convert_xlabs_flux_lora_to_diffusers
+    else:
+        return tensors
+    try:
+        converted: dict[str, Tensor] = convert(dict(tensors))
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise Unsupported(f"can't be read as an adapter of Flux ({error})") from error
+    return converted
+
+
 @dataclass(frozen=True)
 class _Alphas:
     """Where peft and diffusers keep alpha: in a configuration beside the tensors. Kohya keeps it among them."""
@@ -126,9 +138,11 @@ class _Alphas:
     configs: Mapping[str, Mapping[str, Any]]
     """Component -> peft's LoraConfig as JSON; "" is for any component."""
 
-    def scale(self, component: str, layer: str, rank: int) -> float:
+    def scale(self, component: str, layer: str, rank: int | None) -> float:
+        """Of a layer; `rank` is None where it can't be seen in the tensors."""
         config = self.configs.get(component) or self.configs.get("") or {}
-        alpha = config.get("lora_alpha", rank)
+        rank = rank or config.get("r") or 1
+        alpha = config.get("lora_alpha", config.get("alpha", rank))
         for pattern, value in (config.get("alpha_pattern") or {}).items():
             # peft takes patterns as regular expressions; from strangers' files only plain suffixes are taken
             suffix = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
@@ -159,7 +173,7 @@ def _alphas(path: Path, metadata: Mapping[str, str]) -> _Alphas:
 
 def _layers(
     tensors: Mapping[str, Tensor], alphas: _Alphas, family: BaseModelFamily, shapes: Shapes
-) -> dict[str, dict[str, LayerWeights]]:
+) -> dict[str, dict[str, Change]]:
     names = LayerNames(shapes)
     found: dict[tuple[str, str], dict[str, tuple[str, Tensor]]] = {}
     for key, tensor in tensors.items():
@@ -169,23 +183,66 @@ def _layers(
         if role in (roles := found.setdefault((component, layer), {})):
             raise Problem(f"gives layer {layer} twice: {roles[role][0]!r} and {key!r}")
         roles[role] = (key, tensor)
-    layers: dict[str, dict[str, LayerWeights]] = {}
-    for (component, layer), roles in found.items():
-        if "down" not in roles or "up" not in roles:
-            key = next(iter(roles.values()))[0]
-            raise Problem(f"is incomplete: {key!r} has no counterpart (down and up are both needed)")
-        shape = shapes[component][layer]
-        down, up = _fitted(*roles["down"], *roles["up"], shape, family)
-        rank = down.shape[0]
-        if "alpha" in roles:
-            key, alpha = roles["alpha"]
-            if alpha.numel() != 1:
-                raise Problem(f"has {alpha.numel()} numbers in {key!r} where one is expected")
-            scale = float(alpha) / rank
-        else:
-            scale = alphas.scale(component, layer, rank)
-        layers.setdefault(component, {})[layer] = LayerWeights(down, up, scale)
+    layers: dict[str, dict[str, Change]] = {}
+    for (component, layer), parts in found.items():
+        change = _change(parts, shapes[component][layer], family, partial(alphas.scale, component, layer))
+        layers.setdefault(component, {})[layer] = change
     return layers
+
+
+Parts = dict[str, tuple[str, Tensor]]
+"""Role -> (key, tensor) of one layer."""
+
+
+def _change(parts: Parts, shape: LayerShape, family: BaseModelFamily, scale: Callable[[int | None], float]) -> Change:
+    """What the tensors of one layer say. `scale(rank)` is for files that keep alpha elsewhere."""
+    given = {role: tensor for role, (_, tensor) in parts.items()}
+    key = next(iter(parts.values()))[0]
+
+    def scaled(rank: int | None) -> float:
+        if "alpha" not in given or rank is None:
+            # LyCORIS ignores the alpha of a LoKr whose factors are both whole
+            return scale(rank)
+        if given["alpha"].numel() != 1:
+            raise Problem(f"has {given['alpha'].numel()} numbers in {parts['alpha'][0]!r} where one is expected")
+        return float(given["alpha"]) / rank
+
+    change: Change
+    try:
+        if "down" in given and "up" in given:
+            if "mid" in given:
+                parts = parts | {"down": (parts["down"][0], with_core(given["down"], given["mid"]))}
+            down, up = _fitted(*parts["down"], *parts["up"], shape, family)
+            change = LowRank(down, up, scaled(down.shape[0]))
+        elif "hada_w1_a" in given:
+            factors = {role.removeprefix("hada_"): tensor for role, tensor in given.items() if role.startswith("hada_")}
+            change = LoHa(**factors, scale=scaled(given["hada_w1_b"].shape[0]))
+        elif any(role.startswith("lokr_") for role in given):
+            factors = {role.removeprefix("lokr_"): tensor for role, tensor in given.items() if role.startswith("lokr_")}
+            rank = next((factors[role].shape[0] for role in ("w1_b", "w2_b") if role in factors), None)
+            change = LoKr(**factors, scale=scaled(rank))
+        elif "diff" in given:
+            change = Full(given["diff"])
+        else:
+            raise Problem(f"is incomplete: {key!r} has no counterpart (down and up are both needed)")
+        if "magnitude" in given:
+            change = DoRA(change, _magnitude(*parts["magnitude"], shape))
+        if not isinstance(change, LowRank):
+            # sizes only: on the meta device nothing is computed
+            change.map(lambda tensor: tensor.to("meta")).dense(torch.empty(shape.weight, device="meta"))
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise Problem(
+            f"has tensors around {key!r} that don't fit a layer of shape {list(shape.weight)} of {family.value} "
+            f"({str(error).splitlines()[0]}): it was made for another base model",
+            f"choose adapters for {family.value}",
+        ) from error
+    return change
+
+
+def _magnitude(key: str, magnitude: Tensor, shape: LayerShape) -> Tensor:
+    if magnitude.numel() not in (shape.outputs, shape.inputs):
+        raise Problem(f"has {magnitude.numel()} numbers in {key!r}; the layer has {shape.outputs} outputs")
+    return magnitude if key.endswith("dora_scale") else magnitude.flatten()
 
 
 def _fitted(

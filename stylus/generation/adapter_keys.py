@@ -1,4 +1,4 @@
-"""The names that adapter files give their tensors: diffusers', kohya's (sd-scripts), peft's.
+"""The names that adapter files give their tensors: diffusers', kohya's (sd-scripts), peft's, LyCORIS's.
 
 Every tensor is matched to a layer of the base model by that layer's own name, so that a UNet of any size works and a
 file made for another base model is refused with the first layer that isn't there. (diffusers guesses names by string
@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from stylus.generation.sgm_names import sgm_names
 from stylus.records import BaseModelFamily
 
 
@@ -21,9 +22,13 @@ class LayerShape:
     kernel: tuple[int, ...] = ()
     """() for a linear layer, (height, width) for a convolution."""
 
+    @property
+    def weight(self) -> tuple[int, ...]:
+        return self.outputs, self.inputs, *self.kernel
+
 
 Shapes = Mapping[str, Mapping[str, LayerShape]]
-"""Component (`unet`, `text_encoder`) -> layer path, as in `named_modules` -> shape."""
+"""Component (`unet` or `transformer`, `text_encoder`...) -> layer path, as in `named_modules` -> shape."""
 
 
 class Problem(Exception):
@@ -34,24 +39,32 @@ class Problem(Exception):
         self.what, self.remedy = what, remedy
 
 
-ROLES = re.compile(
-    r"(?P<layer>.+?)(?:"
-    r"(?P<processor>_lora\.(?:down|up)\.weight)"  # early diffusers: attn1.processor.to_q_lora.down.weight
-    r"|\.(?:lora_down|lora\.down|lora_linear_layer\.down|lora_A(?:\.\w+)?)\.weight"
-    r"|\.(?:lora_up|lora\.up|lora_linear_layer\.up|lora_B(?:\.\w+)?)\.weight"
-    r"|\.alpha)"
-)
-OTHER_METHODS = {
-    "hada_": "LoHa",
-    "lokr_": "LoKr",
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "lora_mid": "LoCon with a Tucker core",
-    r"\boft_": "OFT",
-    r"\bia3_": "IA3",
-    r"\.diff(_b)?$": "full weight differences",
+class Unsupported(Problem):
+    """The file may be fine: we can't apply what it holds."""
+
+
+PARTS = {
+    "down": r"(?:lora_down|lora\.down|lora_linear_layer\.down|lora_A(?:\.\w+)?)\.weight",
+    "up": r"(?:lora_up|lora\.up|lora_linear_layer\.up|lora_B(?:\.\w+)?)\.weight",
+    "mid": r"lora_mid\.weight",
+    "magnitude": r"dora_scale|lora_magnitude_vector(?:\.\w+)*",
+    "alpha": r"alpha",
+    "diff": r"diff",
+    **{part: part for n in "12" for part in (f"hada_w{n}_a", f"hada_w{n}_b", f"hada_t{n}")},
+    **{part: part for n in "12" for part in (f"lokr_w{n}", f"lokr_w{n}_a", f"lokr_w{n}_b", f"lokr_t{n}")},
 }
-KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
+"""Role -> how its tensors end, in all naming schemes."""
+EARLY = re.compile(r"(?P<layer>.+?)_lora\.(?P<role>down|up)\.weight")
+"""Early diffusers: attn1.processor.to_q_lora.down.weight"""
+ROLES = re.compile(r"(?P<layer>.+?)\.(?:" + "|".join(f"(?P<{role}>{end})" for role, end in PARTS.items()) + ")")
+OTHER_METHODS = {r"\boft_": "OFT", r"\bia3_|\.on_input$": "IA3", r"\.diff_b$": "differences of biases"}
+KOHYA = {
+    "lora_unet_": ("unet", "transformer"),
+    "lora_te_": ("text_encoder",),
+    "lora_te1_": ("text_encoder",),
+    "lora_te2_": ("text_encoder_2",),
+    "lora_te3_": ("text_encoder_3",),
+}
 OTHER_FAMILIES = {
     "lora_te2_": "SDXL",
     "text_encoder_2.": "SDXL",
@@ -73,14 +86,18 @@ class LayerNames:
         for component, layers in shapes.items():
             names = {alias: layer for layer in layers for alias in _aliases(component, layer)}
             self.dotted[component] = names
+            if component == "unet":
+                names = sgm_names(layers) | names
             self.flat[component] = {alias.replace(".", "_"): layer for alias, layer in names.items()}
 
     def find(self, name: str) -> tuple[str, str] | None:
         """(component, layer path), or None where the base model has no such layer."""
-        for prefix, component in KOHYA.items():
+        for prefix, candidates in KOHYA.items():
             if name.startswith(prefix):
-                layer = self.flat.get(component, {}).get(name.removeprefix(prefix))
-                return (component, layer) if layer else None
+                for component in candidates:
+                    if layer := self.flat.get(component, {}).get(name.removeprefix(prefix)):
+                        return component, layer
+                return None
         components = list(self.dotted)
         while True:
             if name.startswith("base_model.model."):
@@ -110,15 +127,21 @@ OLD_PROCESSORS = {
 
 
 def place(key: str, names: LayerNames, family: BaseModelFamily) -> tuple[str, str, str]:
-    """(component, layer path, role: down | up | alpha) of a tensor."""
+    """(component, layer path, role: a key of PARTS) of a tensor. Raises Unsupported, and Problem where the base model
+    has no such layer."""
     for mark, method in OTHER_METHODS.items():
         if re.search(mark, key):
-            raise Problem(f"uses {method} (key {key!r}), which can't be applied yet", "choose another adapter")
-    match = ROLES.fullmatch(key)
+            raise Unsupported(f"uses {method} (key {key!r}), which can't be applied", "choose another adapter")
+    early = EARLY.fullmatch(key)
+    match = early or ROLES.fullmatch(key)
     if match is None:
-        raise Problem(f"has the unknown key {key!r}: not a LoRA of diffusers, kohya or peft", "choose another adapter")
+        raise Unsupported(
+            f"has the unknown key {key!r}: not an adapter of diffusers, kohya, peft or LyCORIS",
+            "choose another adapter",
+        )
     layer = match["layer"]
-    if match["processor"]:
+    role = early["role"] if early else str(match.lastgroup)
+    if early:
         parent, _, part = layer.replace(".processor", "").rpartition(".")
         kind = "text_encoder" if layer.startswith("text_encoder") else "unet"
         layer = f"{parent}.{OLD_PROCESSORS[kind].get(part, part)}"
@@ -129,5 +152,4 @@ def place(key: str, names: LayerNames, family: BaseModelFamily) -> tuple[str, st
             f"has the key {key!r}, for which base model {family.value} has no layer: it seems made for {other}",
             f"choose adapters for {family.value}",
         )
-    role = "alpha" if key.endswith(".alpha") else "down" if re.search(r"down\.weight$|lora_A\b", key) else "up"
     return *found, role

@@ -10,6 +10,7 @@ set_adapters visits each layer and adapter: issue 11816).
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from stylus.errors import AdapterFileError
-from stylus.generation.adapter_files import AdapterWeights, LayerWeights, read_adapter
+from stylus.generation.adapter_files import AdapterWeights, read_adapter
 from stylus.generation.adapter_keys import LayerShape, Shapes
+from stylus.generation.deltas import Change, LowRank
 from stylus.records import Adapter, BaseModelFamily
 
 CAPACITY = 2 * 2**30
@@ -46,17 +48,16 @@ class GatedModel:
         self._active: list[str] = []
         self._scaling: dict[int, dict[str, Tensor]] = {2: {}, 3: {}, 4: {}}
 
-    def attach(self, name: str, layers: Mapping[str, LayerWeights], scale: float) -> int:
+    def attach(self, name: str, layers: Mapping[str, Change], scale: float) -> int:
         """Gives layers the adapter's factors, in the model's dtype and device; returns their bytes. `scale` is left to
-        the weights of `switch`; a layer whose own scale differs gets the ratio multiplied into `up`."""
+        the weights of `switch`; a layer whose own scale differs gets the ratio multiplied in."""
         size = 0
-        for path, weights in layers.items():
+        for path, change in layers.items():
             layer = self._wrapped.get(path) or self._wrap(path)
-            up = weights.up if weights.scale == scale else weights.up.float() * (weights.scale / scale)
-            factors = _factors(weights.down, up, layer.get_base_layer())
-            layer.lora_A[name], layer.lora_B[name] = factors
+            branches = _branches(change, scale, layer.get_base_layer())
+            layer.lora_A[name], layer.lora_B[name] = branches
             layer.lora_dropout[name] = nn.Identity()
-            size += sum(factor.weight.nbytes for factor in factors)
+            size += sum(weight.nbytes for branch in branches for weight in branch.parameters())
         return size
 
     def detach(self, name: str) -> None:
@@ -72,6 +73,29 @@ class GatedModel:
         for dimensions, scaling in self._scaling.items():
             scaling.clear()
             scaling.update({name: rows.reshape(-1, *(1,) * (dimensions - 1)) for name, rows in weights.items()})
+
+    @contextmanager
+    def fused(self, weights: Mapping[str, float]) -> Iterator[None]:
+        """Within, the adapters are part of the base weights, at one weight for all rows, and cost nothing in a step.
+
+        The base weights of the layers concerned are kept meanwhile and put back bit by bit: subtracting what was added
+        would not give them back."""
+        self.switch({})
+        kept: dict[str, Tensor] = {}
+        try:
+            for path, layer in self._wrapped.items():
+                names = [name for name in weights if name in layer.lora_A]
+                if names:
+                    base = layer.get_base_layer().weight.data
+                    total = base.float()
+                    for name in names:
+                        total = total + weights[name] * _whole(layer.lora_A[name], layer.lora_B[name], base)
+                    kept[path] = base.clone()
+                    base.copy_(total)
+            yield
+        finally:
+            for path, base in kept.items():
+                self._wrapped[path].get_base_layer().weight.data.copy_(base)
 
     def _wrap(self, path: str) -> Any:
         base = self.model.get_submodule(path)
@@ -100,28 +124,39 @@ def _layer_shapes(model: nn.Module) -> Iterator[tuple[str, LayerShape]]:
             yield path, LayerShape(module.in_channels, module.out_channels, module.kernel_size)
 
 
-def _factors(
-    down: Tensor, up: Tensor, base: nn.Linear | nn.Conv2d
-) -> tuple[nn.Linear, nn.Linear] | tuple[nn.Conv2d, nn.Conv2d]:
-    """The two branches of a LoRA as layers on the device and in the dtype of `base`."""
-    rank = down.shape[0]
-    layers: tuple[nn.Linear, nn.Linear] | tuple[nn.Conv2d, nn.Conv2d]
+def _branches(change: Change, scale: float, base: nn.Linear | nn.Conv2d) -> tuple[nn.Module, nn.Module]:
+    """What peft calls A and B, on the device and in the dtype of `base`: the two factors of a LoRA, or a dense change
+    with nothing after it. Their product times `scale` is the change."""
+    if isinstance(change, LowRank):
+        up = change.up if change.scale == scale else change.up.float() * (change.scale / scale)
+        return _layer(change.down, base), _layer(up, base, pointwise=True)
+    device = base.weight.device
+    return _layer(change.map(lambda tensor: tensor.to(device)).dense(base.weight) / scale, base), nn.Identity()
+
+
+def _layer(weight: Tensor, base: nn.Linear | nn.Conv2d, pointwise: bool = False) -> nn.Module:
+    """A layer of that weight that takes the inputs of `base`, or with `pointwise` the outputs of such a layer."""
+    weight = weight.to(device=base.weight.device, dtype=base.weight.dtype)
+    if not torch.isfinite(weight).all():
+        raise OverflowError(f"its weights are too large for {base.weight.dtype}")
+    layer: nn.Linear | nn.Conv2d
     with torch.device("meta"):  # shapes only: the weights come from the file
         if isinstance(base, nn.Linear):
-            layers = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
+            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        elif pointwise:
+            layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=False)
         else:
             form = {"stride": base.stride, "padding": base.padding, "dilation": base.dilation, "bias": False}
-            layers = (
-                nn.Conv2d(base.in_channels, rank, base.kernel_size, **form),  # type: ignore[arg-type]
-                nn.Conv2d(rank, base.out_channels, 1, bias=False),
-            )
-    for layer, weight in zip(layers, (down, up), strict=True):
-        weight = weight.to(device=base.weight.device, dtype=base.weight.dtype)
-        if not torch.isfinite(weight).all():
-            raise OverflowError(f"its weights are too large for {base.weight.dtype}")
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.eval()
-    return layers
+            layer = nn.Conv2d(weight.shape[1], weight.shape[0], base.kernel_size, **form)  # type: ignore[arg-type]
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer.eval()
+
+
+def _whole(a: Any, b: Any, base: Tensor) -> Tensor:
+    """The change that two branches make, in the shape of `base`, in float32."""
+    if isinstance(b, nn.Identity):
+        return a.weight.float()  # type: ignore[no-any-return]
+    return (b.weight.float().flatten(1) @ a.weight.float().flatten(1)).reshape(base.shape)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -181,6 +216,19 @@ class ResidentAdapters:
             if component in resident.components and column.any()
         }
         gated.switch(columns)
+
+    @contextmanager
+    def fused(
+        self, component: str, residents: Sequence[Resident], weights: Float32[np.ndarray, " n"]
+    ) -> Iterator[None]:
+        """Within, every row of the component has these adapters at these weights, at no cost in a step."""
+        used = {
+            resident.name: float(weight) * resident.scale
+            for resident, weight in zip(residents, weights, strict=True)
+            if component in resident.components and weight
+        }
+        with self._models[component].fused(used):
+            yield
 
     def all_off(self) -> None:
         """The plain base model again."""

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stylus.errors import AdapterFileError
+from stylus.errors import AdapterFileError, UnsupportedAdapter
 from stylus.generation.adapter_files import read_adapter
 from stylus.generation.adapter_keys import LayerNames, place
 from stylus.generation.adapters import GatedModel
@@ -33,7 +33,7 @@ def refusal(adapter: Adapter, models: Mapping[str, nn.Module]) -> str:
     assert adapter.id in message
     assert str(adapter.file or "no file") in message
     assert "To go on, " in message
-    return message
+    return message.replace(str(adapter.file), "")
 
 
 def key_of(tensors: Mapping[str, Tensor], ending: str) -> str:
@@ -72,10 +72,26 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "SDXL": (rename("lora_down.weight", "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"), "for SDXL"),
     "Flux": (rename("lora_down.weight", "transformer.double_blocks.0.x.lora_A.weight"), "for Flux"),
     "other layers": (rename("lora_down.weight", "unet.up_blocks.9.conv.lora_A.weight"), "another base model"),
-    "LoHa": (rename("lora_down.weight", "lora_unet_conv_in.hada_w1_a"), "LoHa"),
-    "LoKr": (rename("lora_down.weight", "lora_unet_conv_in.lokr_w1"), "LoKr"),
-    "DoRA": (rename("lora_down.weight", "lora_unet_conv_in.dora_scale"), "DoRA"),
-    "Tucker": (rename("lora_down.weight", "lora_unet_conv_in.lora_mid.weight"), "Tucker"),
+    "half a LoHa": (rename("lora_down.weight", "lora_unet_conv_in.hada_w1_a"), "hada_w1_b"),
+    "half a LoKr": (rename("lora_down.weight", "lora_unet_conv_in.lokr_w1"), "neither whole nor both factors"),
+    "magnitude alone": (rename("lora_down.weight", "lora_unet_conv_in.dora_scale"), "incomplete"),
+    "core alone": (rename("lora_down.weight", "lora_unet_conv_in.lora_mid.weight"), "incomplete"),
+    "difference of another size": (
+        lambda tensors: tensors.update({"lora_unet_conv_in.diff": torch.ones(32, 4, 1, 1)}),
+        "don't fit a layer of shape [32, 4, 3, 3]",
+    ),
+    "Kronecker product of another size": (
+        lambda tensors: tensors.update(
+            {"lora_unet_conv_in.lokr_w1": torch.ones(2, 2), "lora_unet_conv_in.lokr_w2": torch.ones(3, 3)}
+        ),
+        "don't fit a layer of shape [32, 4, 3, 3]",
+    ),
+    "magnitude of another size": (
+        lambda tensors: tensors.update(
+            {key_of(tensors, "alpha").replace(".alpha", ".dora_scale"): torch.ones(7)},
+        ),
+        "7 numbers",
+    ),
     "twice": (
         lambda tensors: tensors.update(
             {"unet.conv_in.lora_A.weight": torch.ones(1, 4, 3, 3), "lora_unet_conv_in.lora_down.weight": torch.ones(1)}
@@ -93,6 +109,20 @@ def test_damaged_tensors(name: str, good: dict[str, Tensor], models: dict[str, n
     path = tiny.write(tmp_path / "adapter.safetensors", tensors)
     message = refusal(tiny.adapter("bad", path), models)
     assert any(part in message for part in expected.split("|")), message
+
+
+@pytest.mark.parametrize(
+    ("key", "method"),
+    [("oft_blocks", "OFT"), ("ia3_l", "IA3"), ("on_input", "IA3"), ("diff_b", "biases"), ("mystery", "unknown key")],
+)
+def test_methods_that_can_not_be_applied(
+    key: str, method: str, good: dict[str, Tensor], models: dict[str, nn.Module], tmp_path: Path
+) -> None:
+    """Refused as a kind of their own: the generator draws without them, and says so."""
+    path = tiny.write(tmp_path / "adapter.safetensors", good | {f"lora_unet_conv_in.{key}": torch.ones(32)})
+    shapes = {component: GatedModel(model).shapes for component, model in models.items()}
+    with pytest.raises(UnsupportedAdapter, match=method):
+        read_adapter(tiny.adapter("other", path), SD15, shapes)
 
 
 def test_absurd_rank(models: dict[str, nn.Module], tmp_path: Path) -> None:
