@@ -1,7 +1,7 @@
 """A pydantic-ai agent whose tools are those of Stylus: it decides itself when to search, compose or draw.
 
 pip install "pydantic-ai-slim[mcp,anthropic]"
-python -m examples.agent anthropic:claude-sonnet-4-5 "Draw me a red star, and tell me which adapters you used."
+python -m examples.agent anthropic:claude-sonnet-5-5 "Draw me a red star, and tell me which adapters you used."
 """
 
 import asyncio

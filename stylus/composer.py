@@ -2,34 +2,47 @@
 
 Differs from the authors' code where PAPER.md finds it short: one call instead of two; a short list of compact cards
 instead of 150 long ones; a reply that breaks a rule goes back once with the reason, and what is still wrong is
-repaired by `rules.settle` and told; a model that can't answer hands over to the lexical composer, with a note why.
+repaired by `rules.settle` and told; a model that can't answer hands over to the next one, the last of which is the
+lexical composer, with a note why. Temperature and seed diversify; at temperature 0 an answer is kept and asked once.
 """
 
 import asyncio
+import contextlib
+import hashlib
+import json
+import re
 import threading
+import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field
-from pydantic_ai import Agent, ModelRetry, RunContext
-from pydantic_ai.exceptions import AgentRunError, UserError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic_ai import Agent, ModelRetry, RunContext, TextOutput
+from pydantic_ai.exceptions import UserError
 from pydantic_ai.models import Model, infer_model
 from pydantic_ai.settings import ModelSettings
+from pydantic_ai.usage import RunUsage
 
-from stylus.errors import ModelUnavailable, SettingsError
-from stylus.keywords import keywords
-from stylus.lexical_composer import Composer, Draft, LexicalComposer, Limits, similarity_to
-from stylus.records import Adapter, Match
+from stylus.composition_cache import CompositionCache
+from stylus.errors import ModelUnavailable, SettingsError, StylusError
+from stylus.lexical_composer import Composer, Draft, LexicalComposer, Limits
+from stylus.records import Adapter, Match, OnProgress, Progress, Usage
 from stylus.rules import Nominee, Proposal, clean, settle
 from stylus.settings import Settings
+from stylus.short_list import render, short_list
 
-MOST_CANDIDATES = 48
-"""Cards that the model sees: the best of each keyword, then the best of the whole prompt."""
-PER_KEYWORD = 6
+T = TypeVar("T")
+
 TIMEOUT = 60.0
-"""Seconds for everything that a composition asks of a model, retries included."""
+"""Seconds for everything that a composition asks of models: retries and all of a fallback chain included."""
+GRACE = 5.0
+"""Seconds after its timeout in which a request may still end by itself, before its thread is left behind."""
+MOST_ANSWER = 8192
+"""Tokens, those of a thinking model's thoughts included: 32 tasks with reasons take some 2,000."""
+_LOOK = 0.1
+"""Seconds between two looks at whether the caller still wants the answer."""
 
 
 class _Choice(BaseModel):
@@ -55,13 +68,17 @@ class Reply(BaseModel):
 
 
 @dataclass
-class _Asked:
-    """What a run validates against; `last` keeps the last reply of the right form, should the retry go wrong."""
+class Asked:
+    """What a run validates against, and what came of it. `last` keeps the last reply of the right form, should the
+    retry go wrong; `usage` counts also when the run fails."""
 
     prompt: str
     candidates: list[Adapter]
     limits: Limits
+    temperature: float = 0.0
+    seed: int | None = None
     last: Reply | None = None
+    usage: RunUsage = field(default_factory=RunUsage)
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,7 @@ class ModelComposer:
     model: Model | str
     timeout: float = TIMEOUT
     fallback: Composer = field(default_factory=LexicalComposer)
+    cache: CompositionCache | None = None
 
     @property
     def name(self) -> str:
@@ -83,23 +101,39 @@ class ModelComposer:
         limits: Limits,
         temperature: float = 0.0,
         seed: int | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Draft:
-        """A valid draft in at most `timeout` seconds: the model's, repaired where it broke a rule and says so in the
-        notes; or the lexical composer's, with a note why, when the model gave no usable answer."""
-        candidates = short_list(prompt, matches)
-        try:
-            reply, notes = self._ask(_Asked(prompt, candidates, limits), temperature)
-        except ModelUnavailable as error:
-            draft = self.fallback.compose(prompt, matches, limits)
-            return Draft(draft.tasks, draft.composer, (f"{error} The {draft.composer} composer chose.", *draft.notes))
-        tasks, problems = settle(reply.proposals(), prompt, candidates, limits)
-        return Draft(tasks, self.name, (*notes, *(f"Left out: {problem}" for problem in problems)))
+        """A valid draft in at most `timeout` seconds (and those of the fallback): the model's, repaired where it broke
+        a rule and says so in the notes; or the fallback's, with a note why, when the model gave no usable answer.
 
-    def _ask(self, asked: _Asked, temperature: float) -> tuple[Reply, tuple[str, ...]]:
+        `on_progress` is called about ten times a second; what it raises ends the request and comes out here."""
+        start = time.monotonic()
+        asked = Asked(prompt, short_list(prompt, matches), limits, temperature, seed)
+        key = _key(self.name, asked) if self.cache and temperature == 0 else None
+        if self.cache and key and (kept := _kept(self.cache, key)):
+            return kept
+        revision = self.cache.revision() if self.cache else 0
+        try:
+            reply, notes = self._ask(asked, on_progress)
+        except ModelUnavailable as error:
+            usage = _usage(asked.usage, time.monotonic() - start)
+            draft = self.fallback.compose(prompt, matches, limits, temperature, seed, on_progress)
+            notes = (f"{error} The {draft.composer} composer chose.", *draft.notes)
+            return Draft(draft.tasks, draft.composer, notes, _sum(usage, draft.usage))
+        tasks, problems = settle(reply.proposals(), prompt, asked.candidates, limits)
+        notes = (*notes, *(f"Left out: {problem}" for problem in problems))
+        draft = Draft(tasks, self.name, notes, _usage(asked.usage, time.monotonic() - start))
+        if self.cache and key:
+            self.cache.put(key, _DRAFTS.dump_json(draft).decode(), revision)
+        return draft
+
+    def _ask(self, asked: Asked, on_progress: OnProgress | None) -> tuple[Reply, tuple[str, ...]]:
         """The model's reply and notes. Raises ModelUnavailable."""
         try:
-            return _in_own_loop(self._run(asked, temperature), self.timeout + 5), ()
-        except (AgentRunError, UserError, ImportError, OSError) as error:
+            return in_own_loop(self._run(asked), self.timeout + GRACE, on_progress), ()
+        except StylusError:
+            raise  # from on_progress
+        except Exception as error:  # on a body that isn't theirs, provider clients fail in any way
             reason = f"{type(error).__name__}: {clean(str(error), 200)}"
             if asked.last is not None:
                 return asked.last, (
@@ -107,25 +141,38 @@ class ModelComposer:
                 )
             raise ModelUnavailable(f"The model {self.name!r} gave no usable answer ({reason}).") from error
 
-    async def _run(self, asked: _Asked, temperature: float) -> Reply:
+    async def _run(self, asked: Asked) -> Reply:
         # A model of its own for each call: providers keep connections, which belong to one event loop.
         model = infer_model(self.model) if isinstance(self.model, str) else self.model
-        limits = asked.limits
-        agent = Agent(
+        # What all prompts have in common comes first and is marked for the providers that cache only what is marked.
+        settings = ModelSettings(temperature=asked.temperature, max_tokens=MOST_ANSWER, cache={"messages": False})
+        if asked.seed is not None:
+            settings["seed"] = asked.seed
+        agent = Agent[Asked, Reply](
             model,
-            deps_type=_Asked,
-            output_type=Reply,
-            instructions=_instructions(limits),
-            model_settings=ModelSettings(temperature=temperature),
+            deps_type=Asked,
+            output_type=[Reply, TextOutput(_from_text)],
+            instructions=instructions(asked.limits),
+            model_settings=settings,
             retries=1,
         )
         agent.output_validator(_must_keep_the_rules)
         async with model:
-            result = await agent.run(render(asked.prompt, asked.candidates), deps=asked, timeout=self.timeout)
+            text = render(asked.prompt, asked.candidates)
+            result = await agent.run(text, deps=asked, timeout=self.timeout, usage=asked.usage)
         return result.output
 
 
-def _must_keep_the_rules(context: RunContext[_Asked], reply: Reply) -> Reply:
+def _from_text(text: str) -> Reply:
+    """The reply of a model that writes JSON instead of calling the tool, as small local ones do."""
+    found = re.search(r"\{.*\}", text, re.DOTALL)
+    try:
+        return Reply.model_validate_json(found[0] if found else text)
+    except ValidationError as error:
+        raise ModelRetry("Answer by calling the tool, with `tasks` and nothing else.") from error
+
+
+def _must_keep_the_rules(context: RunContext[Asked], reply: Reply) -> Reply:
     asked = context.deps
     asked.last = reply
     _, problems = settle(reply.proposals(), asked.prompt, asked.candidates, asked.limits)
@@ -134,61 +181,93 @@ def _must_keep_the_rules(context: RunContext[_Asked], reply: Reply) -> Reply:
     return reply
 
 
-def _instructions(limits: Limits) -> str:
+def instructions(limits: Limits) -> str:
+    """The stable text, the same for all prompts with the same limits."""
     text = resources.files("stylus").joinpath("prompts/compose.md").read_text(encoding="utf-8")
     return text.format(per_task=limits.per_task, total=limits.total, styles=limits.styles)
 
 
-def short_list(prompt: str, matches: Sequence[Match]) -> list[Adapter]:
-    """At most 48 candidates, in a fixed order: the six most similar to each keyword, then the retriever's best."""
-    usable = [match for match in matches if match.adapter.quality is None and not match.adapter.hidden]
-    rounds = [
-        sorted(usable, key=lambda match: -similarity_to(keyword, match))[:PER_KEYWORD] for keyword in keywords(prompt)
+_DRAFTS = TypeAdapter(Draft)
+
+
+def _key(model: str, asked: Asked) -> str:
+    """SHA-256 of all that the model's answer at temperature 0 depends on."""
+    limits = asked.limits
+    content = [
+        model,
+        asked.prompt,
+        [[adapter.id, adapter.content_hash(), adapter.weight] for adapter in asked.candidates],
+        [limits.per_task, limits.total, limits.styles, sorted((*pair, why) for pair, why in limits.apart.items())],
+        instructions(limits),
+        asked.seed,
     ]
-    turns = [ranked[place] for place in range(PER_KEYWORD) for ranked in rounds if place < len(ranked)]
-    chosen = {match.adapter.id: match.adapter for match in (*turns, *usable)}
-    return list(chosen.values())[:MOST_CANDIDATES]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def render(prompt: str, candidates: Sequence[Adapter]) -> str:
-    """What the model reads after the instructions. Text of cards is cut, on one line, and can't close its field."""
-    lines = [f"{number}. {card(adapter)}" for number, adapter in enumerate(candidates, start=1)]
-    shown = prompt.replace("</prompt>", "")
-    return "\n".join(("<candidates>", *lines, "</candidates>", f"<prompt>{shown}</prompt>"))
+def _kept(cache: CompositionCache, key: str) -> Draft | None:
+    found = cache.get(key)
+    if found is None:
+        return None
+    try:
+        draft = _DRAFTS.validate_python(found)
+    except ValidationError:
+        return None  # an older version of Stylus kept it in another form
+    return Draft(draft.tasks, draft.composer, draft.notes, Usage(from_cache=True))
 
 
-def card(adapter: Adapter) -> str:
-    """A card in one line: name, category, tags, trigger words, the start of the description."""
-    fields = {
-        "tags": ", ".join(_field(tag, 30) for tag in adapter.tags[:8]),
-        "trigger": ", ".join(_field(word, 30) for word in adapter.trigger_words[:3]),
-        "says": _field(adapter.description, 160),
-    }
-    rest = "".join(f" | {name}: {text}" for name, text in fields.items() if text)
-    return f"{_field(adapter.name, 60)} | {adapter.category}{rest}"
+def _usage(usage: RunUsage, seconds: float) -> Usage:
+    return Usage(
+        requests=usage.requests,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        seconds=round(seconds, 3),
+        cost=None if usage.cost is None else float(usage.cost),
+    )
 
 
-def _field(text: str, most: int) -> str:
-    return clean(text, most).translate(str.maketrans("<>|", "‹›/"))
+def _sum(first: Usage, second: Usage) -> Usage:
+    costs = [usage.cost for usage in (first, second) if usage.cost is not None]
+    return Usage(
+        requests=first.requests + second.requests,
+        input_tokens=first.input_tokens + second.input_tokens,
+        output_tokens=first.output_tokens + second.output_tokens,
+        seconds=first.seconds + second.seconds,
+        cost=sum(costs) if costs else None,
+    )
 
 
-def _in_own_loop(work: Coroutine[Any, Any, Reply], most: float) -> Reply:
+def in_own_loop(work: Coroutine[Any, Any, T], most: float, on_progress: OnProgress | None = None) -> T:
     """Runs `work` in a thread with an event loop of its own: the caller may be any thread, one that runs a loop too.
 
-    Raises what `work` raises, and TimeoutError when it is still stuck after `most` seconds (a hanging name server).
-    """
-    outcome: list[Reply] = []
+    Raises what `work` raises; what `on_progress` raises, and KeyboardInterrupt, after cancelling the work; and
+    TimeoutError when it is still stuck after `most` seconds (a hanging name server)."""
+    outcome: list[T] = []
     failure: list[BaseException] = []
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
+
+    async def held() -> T:
+        running.append((asyncio.get_running_loop(), asyncio.current_task()))
+        return await work
 
     def run() -> None:
         try:
-            outcome.append(asyncio.run(work))
+            outcome.append(asyncio.run(held()))
         except BaseException as error:  # carried to the caller's thread
             failure.append(error)
 
     thread = threading.Thread(target=run, name="stylus-composer", daemon=True)
     thread.start()
-    thread.join(most)
+    end = time.monotonic() + most
+    try:
+        while thread.is_alive() and time.monotonic() < end:
+            thread.join(_LOOK)
+            if on_progress is not None:
+                on_progress(Progress(stage="composing"))
+    except BaseException:
+        for loop, task in running:
+            with contextlib.suppress(RuntimeError):  # it ended in the meantime
+                loop.call_soon_threadsafe(task.cancel if task else loop.stop)
+        raise
     if thread.is_alive():
         raise TimeoutError(f"nothing came back within {most:g} s")
     if failure:
@@ -196,23 +275,36 @@ def _in_own_loop(work: Coroutine[Any, Any, Reply], most: float) -> Reply:
     return outcome[0]
 
 
-def open_composer(settings: Settings) -> Composer:
-    """The composer that STYLUS_COMPOSER names. Raises SettingsError if no such model can be built here."""
-    name = settings.composer.strip()
-    if name in {"", "lexical"}:
-        return LexicalComposer()
+def open_composer(settings: Settings, cache: CompositionCache | None = None) -> Composer:
+    """The composer that STYLUS_COMPOSER names: a model, or several separated by commas, each of which is asked when the
+    ones before it give no usable answer, and in the end the lexical one. They share TIMEOUT evenly. Raises
+    SettingsError if one of them can't be built here."""
+    names = [name.strip() for name in settings.composer.split(",") if name.strip()]
+    if "lexical" in names[:-1]:
+        raise SettingsError(
+            f"STYLUS_COMPOSER is {settings.composer!r}: `lexical` always answers, so nothing may come after it."
+        )
+    models = [name for name in names if name != "lexical"]
+    composer: Composer = LexicalComposer()
+    for name in reversed(models):
+        check_model(name, "STYLUS_COMPOSER")
+        composer = ModelComposer(name, TIMEOUT / len(models), composer, cache)
+    return composer
+
+
+def check_model(name: str, variable: str) -> None:
+    """Raises SettingsError if pydantic-ai can't build the model of that name here; asks nothing."""
     try:
         infer_model(name)
     except ImportError as error:
         extra = name.partition(":")[0].partition("-")[0]
         raise SettingsError(
-            f"STYLUS_COMPOSER is {name!r}, whose client library is not installed ({error}). "
-            f"Install it with `pip install 'pydantic-ai-slim[{extra}]'`, or set STYLUS_COMPOSER=lexical."
+            f"{variable} is {name!r}, whose client library is not installed ({error}). "
+            f"Install it with `pip install 'pydantic-ai-slim[{extra}]'`, or unset {variable}."
         ) from error
     except (UserError, ValueError) as error:
         raise SettingsError(
-            f"STYLUS_COMPOSER is {name!r}: {error} It may be `lexical` or a pydantic-ai model name of the form "
-            "provider:model, such as `anthropic:claude-sonnet-4-5`, `openai:gpt-5`, `ollama:qwen3`, or "
-            "`openai-chat:NAME` for an OpenAI-compatible server at OPENAI_BASE_URL."
+            f"{variable} is {name!r}: {error} It may be pydantic-ai model names of the form provider:model (or "
+            "`lexical`, for the composer), such as `anthropic:claude-sonnet-5-5`, `openai:gpt-5.6-terra`, "
+            "`ollama:qwen3`, or `openai-chat:NAME` for an OpenAI-compatible server at OPENAI_BASE_URL."
         ) from error
-    return ModelComposer(name)

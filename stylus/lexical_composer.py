@@ -15,7 +15,7 @@ from typing import Protocol
 
 from stylus.evidence import Evidence, about, doubts, is_named, word_evidence
 from stylus.keywords import core, keywords, parts
-from stylus.records import BaseModelFamily, Category, Choice, Match, Task, Usage
+from stylus.records import BaseModelFamily, Category, Choice, Match, OnProgress, Task, Usage
 from stylus.trigger_words import serving
 from stylus.words import content_words, purpose_words
 
@@ -27,6 +27,8 @@ class Limits:
     per_task: int = 3
     total: int = 8
     styles: int = 2
+    apart: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Pairs of adapter ids, the lesser first, that must not meet, and why."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,14 @@ class Draft:
     tasks: tuple[Task, ...]
     composer: str
     notes: tuple[str, ...] = ()
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
 
 
 class Composer(Protocol):
     """Splits a prompt into tasks and gives each the adapters that fit, from `matches` and within `limits`.
 
-    At temperature 0 the same arguments give the same draft; above, `seed` tells which of the likely ones."""
+    At temperature 0 the same arguments give the same draft; above, `seed` tells which of the likely ones. Where it
+    takes a while, `on_progress` is called, and what it raises ends the work."""
 
     @property
     def name(self) -> str: ...
@@ -54,6 +57,7 @@ class Composer(Protocol):
         limits: Limits,
         temperature: float = 0.0,
         seed: int | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Draft: ...
 
 
@@ -87,6 +91,7 @@ class LexicalComposer:
         limits: Limits,
         temperature: float = 0.0,
         seed: int | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Draft:
         """Tasks for all keywords of the prompt, in order; those without a fitting adapter stay empty.
 

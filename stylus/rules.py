@@ -6,14 +6,15 @@ model proposes passes through `settle`, which keeps what is allowed and names wh
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stylus.evidence import is_named
 from stylus.keywords import MOST_KEYWORDS, MOST_WORDS
 from stylus.lexical_composer import Limits
-from stylus.records import Adapter, BaseModelFamily, Category, Choice, Task
+from stylus.records import Adapter, Category, Choice, Kind, Task
 from stylus.trigger_words import serving
+from stylus.words import purpose_words
 
 MOST_REASON = 200
 """Characters of a reason that are kept."""
@@ -33,6 +34,56 @@ class Proposal:
 
     keyword: str
     nominees: tuple[Nominee, ...] = ()
+
+
+def clash(adapter: Adapter, other: Adapter, same_task: bool, apart: Mapping[tuple[str, str], str]) -> str | None:
+    """Why two adapters must not be loaded together; None if they may.
+
+    Two adapters of one subject may share a task, which averages them like any rivals; in two tasks they would be summed
+    and draw it twice as strongly (the paper's "saturation")."""
+    if reason := apart.get((min(adapter.id, other.id), max(adapter.id, other.id))):
+        return f"this pair is flagged: {reason}"
+    if adapter.base_model and other.base_model and adapter.base_model != other.base_model:
+        return f"one is for {adapter.base_model}, the other for {other.base_model}"
+    if adapter.kind is other.kind is Kind.DORA:
+        return "each DoRA rescales the whole weights of its layers, which two can't do at once"
+    if not same_task and _subject(adapter) and _subject(adapter) == _subject(other):
+        return f"both draw {' '.join(sorted(_subject(adapter)))!r}, and would do so twice in two tasks"
+    return None
+
+
+def _subject(adapter: Adapter) -> frozenset[str]:
+    """What an adapter's name says that it draws: the words before any bracket or comma."""
+    return frozenset(purpose_words(re.split(r"[,;|()\[\]{}/:]", adapter.name, maxsplit=1)[0]))
+
+
+def separate(
+    tasks: Sequence[Task], adapters: Mapping[str, Adapter], apart: Mapping[tuple[str, str], str]
+) -> tuple[tuple[Task, ...], tuple[str, ...]]:
+    """The tasks without the adapters that clash with an earlier one, and what was left out, one sentence each.
+
+    `adapters` holds the chosen ones by id; those that it lacks are left alone."""
+    kept: list[tuple[Adapter, int]] = []
+    problems: list[str] = []
+    parted: list[Task] = []
+    for number, task in enumerate(tasks):
+        choices: list[Choice] = []
+        for choice in task.choices:
+            if adapter := adapters.get(choice.adapter_id):
+                if found := _first_clash(adapter, kept, number, apart):
+                    problems.append(f"Left out {adapter.id} beside {found[0].id}: {found[1]}.")
+                    continue
+                kept.append((adapter, number))
+            choices.append(choice)
+        parted.append(task.model_copy(update={"choices": tuple(choices)}))
+    return tuple(parted), tuple(problems)
+
+
+def _first_clash(
+    adapter: Adapter, kept: Sequence[tuple[Adapter, int]], task: int, apart: Mapping[tuple[str, str], str]
+) -> tuple[Adapter, str] | None:
+    found = ((other, clash(adapter, other, task == its, apart)) for other, its in kept)
+    return next(((other, reason) for other, reason in found if reason), None)
 
 
 def clean(text: str, most: int) -> str:
@@ -96,11 +147,12 @@ class _Roster:
         self._candidates = candidates
         self._limits = limits
         self._problems = problems
-        self._used: set[str] = set()
+        self._used: list[tuple[Adapter, int]] = []
         self._styles = 0
-        self._family: BaseModelFamily | None = None
+        self._task = 0
 
     def choices(self, nominees: Sequence[Nominee], keyword: str) -> tuple[Choice, ...]:
+        self._task += 1
         chosen: list[Choice] = []
         for nominee in nominees:
             if len(chosen) == self._limits.per_task:
@@ -118,7 +170,7 @@ class _Roster:
         if not 1 <= nominee.candidate <= len(self._candidates):
             return f"Candidate {nominee.candidate} does not exist: the numbers go from 1 to {len(self._candidates)}."
         adapter, limits = self._candidates[nominee.candidate - 1], self._limits
-        if adapter.id in self._used:
+        if any(adapter.id == used.id for used, _ in self._used):
             return f"Candidate {nominee.candidate} is used more than once: each serves one task."
         if len(self._used) >= limits.total:
             return f"Candidate {nominee.candidate} is one too many: at most {limits.total} are allowed in all."
@@ -130,17 +182,15 @@ class _Roster:
             return f"Candidate {nominee.candidate} is flagged and must not be chosen."
         if adapter.category in {Category.CHARACTER, Category.CELEBRITY} and not is_named(adapter, keyword):
             return f"Candidate {nominee.candidate} is a {adapter.category} that keyword {keyword!r} does not name."
-        if self._family and adapter.base_model not in (None, self._family):
-            return (
-                f"Candidate {nominee.candidate} is for {adapter.base_model}, others are for {self._family}: do not mix."
-            )
+        if found := _first_clash(adapter, self._used, self._task, limits.apart):
+            other = next(n for n, one in enumerate(self._candidates, start=1) if one.id == found[0].id)
+            return f"Candidate {nominee.candidate} must not be chosen beside candidate {other}: {found[1]}."
         return None
 
     def _take(self, nominee: Nominee, keyword: str) -> Choice:
         adapter = self._candidates[nominee.candidate - 1]
-        self._used.add(adapter.id)
+        self._used.append((adapter, self._task))
         self._styles += adapter.category is Category.STYLE
-        self._family = self._family or adapter.base_model
         return Choice(
             adapter_id=adapter.id,
             weight=adapter.weight,

@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     )
     store: str | None = Field(None, description="fsspec URL of the image store; unset: <data>/images")
     embedder: str | None = Field(None, description="pydantic-ai embedding model; unset: all-MiniLM-L6-v2, shipped")
-    composer: str = Field("lexical", description="`lexical`, or a pydantic-ai model: `anthropic:claude-sonnet-4-5`")
+    composer: str = Field("lexical", description="`lexical`, or a pydantic-ai model: `anthropic:claude-sonnet-5-5`")
     vision: str | None = Field(None, description="pydantic-ai model of the refiner; unset: cards as they are")
     checkpoints: Annotated[dict[BaseModelFamily, str], NoDecode] = Field(
         default_factory=dict, description="`sd15=PATH_OR_HUB_ID,sdxl=...`; `pocket` is always there"
