@@ -194,8 +194,8 @@ def words(value: object) -> tuple[str, ...]:
 
 
 def category_of(names: Sequence[str]) -> Category | None:
-    """The first name that is a category's."""
-    known = {category.value: category for category in Category} | {"backgrounds": Category.BACKGROUND}
+    """The first name that is a category's, also in the plural."""
+    known = {name: category for category in Category for name in (category.value, f"{category}s")}
     return next((known[name.lower()] for name in names if name.lower() in known), None)
 
 
