@@ -94,10 +94,11 @@ def _checkpoints(settings: Settings) -> Finding:
     from stylus.generation.checkpoints import Checkpoints
 
     checkpoints = Checkpoints(settings)
-    families = [BaseModelFamily.POCKET, *settings.checkpoints]
-    for family in families:
-        checkpoints.open(family)
-    return "ok", f"load: {', '.join(families)}"
+    names = ["pocket", *settings.checkpoints]
+    for configured in names:
+        family, _, name = configured.partition(":")
+        checkpoints.open(BaseModelFamily(family), name or None)
+    return "ok", f"load: {', '.join(names)}"
 
 
 def _device(settings: Settings) -> Finding:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from jaxtyping import Float32, Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Record(BaseModel):
@@ -63,6 +63,15 @@ class Rating(StrEnum):
 
     GENERAL = "general"
     MATURE = "mature"
+
+
+class ContentFilter(StrEnum):
+    """What happens to pictures that adapters rated mature had a part in, or that a filter of the owner's finds unfit:
+    nothing, a flag in the record, or no picture."""
+
+    OFF = "off"
+    FLAG = "flag"
+    BLOCK = "block"
 
 
 AdapterId = Annotated[str, Field(pattern=r"^[a-z]+:[^\s\x00-\x1f]{1,200}$")]
@@ -265,6 +274,10 @@ class Method(StrEnum):
     COMPOSITE = "composite"
 
 
+PictureId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A picture to start from, in the image store under the SHA-256 of its bytes. Never a path: callers can be models."""
+
+
 class Request(Record):
     """Everything that the pixels of a generation depend on, besides files and versions. Replaying it gives the same
     images on the same device: image i uses seed + i."""
@@ -289,6 +302,24 @@ class Request(Record):
     height: int | None = Field(None, ge=64, le=2048, multiple_of=8)
     steps: int | None = Field(None, ge=1, le=200)
     guidance_scale: float | None = Field(None, ge=0.0, le=30.0, allow_inf_nan=False)
+    checkpoint: str | None = Field(None, max_length=100)
+    """Name of one of several checkpoints of the family (STYLUS_CHECKPOINTS=sd15:NAME=...); None: the family's first."""
+    image: PictureId | None = None
+    """Image translation: the picture to start from."""
+    mask: PictureId | None = None
+    """Inpainting: white is drawn anew, black is kept from `image`."""
+    strength: float | None = Field(None, gt=0.0, le=1.0)
+    """How much of `image` may change (denoising strength)."""
+    hires: bool = False
+    """Hi-res fix: a second pass at twice the width and height, latents upscaled, denoising strength 0.7 (the paper)."""
+
+    @model_validator(mode="after")
+    def _start(self) -> Self:
+        if self.mask is not None and self.image is None:
+            raise ValueError("a mask needs the image that it belongs to")
+        if self.strength is not None and self.image is None:
+            raise ValueError("strength says how much of an image may change: pass the image, or leave strength out")
+        return self
 
 
 @dataclass(frozen=True)
@@ -308,6 +339,8 @@ class Progress(Record):
     stage: str
     done: int = 0
     total: int = 0
+    preview: str | None = None
+    """Path of a rough picture of the first image, now and then, where one was asked for."""
 
 
 OnProgress = Callable[[Progress], None]
@@ -336,6 +369,12 @@ class ImageRecord(Record):
     created_at: datetime
     seconds: Mapping[str, float] = {}
     """What its whole request took: `checkpoint` (0 when in memory), `load` (adapters) and `generate`."""
+    notes: tuple[str, ...] = ()
+    """What was done otherwise than asked, for people: adapters left out, sizes corrected, memory that ran out."""
+    rating: Rating = Rating.GENERAL
+    """The strictest of the adapters used."""
+    flagged: bool = False
+    """The content filter would rather not show it."""
     provenance: Mapping[str, Any] = {}
     """The JSON record that is also inside the PNG."""
 

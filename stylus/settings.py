@@ -1,5 +1,6 @@
 """The one reader of the environment (variables `STYLUS_*`, all optional): read once, then passed on frozen."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -8,7 +9,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stylus.errors import SettingsError
-from stylus.records import BaseModelFamily
+from stylus.records import BaseModelFamily, ContentFilter
 
 
 class Settings(BaseSettings):
@@ -25,11 +26,20 @@ class Settings(BaseSettings):
     embedder: str | None = Field(None, description="pydantic-ai embedding model; unset: all-MiniLM-L6-v2, shipped")
     composer: str = Field("lexical", description="`lexical`, or a pydantic-ai model: `anthropic:claude-sonnet-5-5`")
     vision: str | None = Field(None, description="pydantic-ai model of the refiner; unset: cards as they are")
-    checkpoints: Annotated[dict[BaseModelFamily, str], NoDecode] = Field(
-        default_factory=dict, description="`sd15=PATH_OR_HUB_ID,sdxl=...`; `pocket` is always there"
+    checkpoints: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict,
+        description="`sd15=PATH_OR_HUB_ID,sd15:NAME=FILE.safetensors@CONFIG,sdxl=...`; `pocket` is always there",
     )
+    checkpoints_kept: int = Field(2, ge=1, description="checkpoints in memory; the least recently used is unloaded")
     device: str | None = Field(None, description="torch device; unset: cuda, mps or cpu, the first there is")
     dtype: str | None = Field(None, description="float32, float16 or bfloat16; unset: float32 on cpu, else float16")
+    offload: bool = Field(False, description="keep only the model at work on the device (accelerate's CPU offload)")
+    vae_tiling: bool = Field(False, description="decode large pictures in tiles: less memory, faint seams")
+    compile: bool = Field(False, description="torch.compile the denoiser: minutes at the first picture, faster after")
+    adapter_cache_gb: float = Field(2.0, gt=0, description="adapters kept on the device, and as much in main memory")
+    content_filter: ContentFilter = Field(
+        ContentFilter.OFF, description="off, flag or block pictures made with adapters rated mature"
+    )
     tokens: SecretStr | None = Field(None, description="bearer tokens for HTTP, separated by commas")
     civitai_key: SecretStr | None = Field(None, description="API key of Civitai: many downloads ask for one")
     civitai_url: str = Field("https://civitai.com", description="Civitai, or a mirror of it")
@@ -43,6 +53,16 @@ class Settings(BaseSettings):
         if any(not separator for _, separator, _ in pairs):
             raise ValueError(f"{value!r} is not of the form family=path,family=path")
         return {family.strip(): path.strip() for family, _, path in pairs}
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _known_families(cls, value: dict[str, str]) -> dict[str, str]:
+        for key in value:
+            family, separator, name = key.partition(":")
+            if family not in set(BaseModelFamily) or (separator and not re.fullmatch(r"[\w.-]+", name)):
+                known = ", ".join(BaseModelFamily)
+                raise ValueError(f"{key!r} is not FAMILY or FAMILY:NAME; families are {known}")
+        return value
 
     @classmethod
     def read(cls) -> Self:
@@ -60,4 +80,4 @@ class Settings(BaseSettings):
     @property
     def default_family(self) -> BaseModelFamily:
         """The family to compose for when the caller names none: the first configured checkpoint's, else pocket."""
-        return next(iter(self.checkpoints), BaseModelFamily.POCKET)
+        return BaseModelFamily(next(iter(self.checkpoints), "pocket").partition(":")[0])
