@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stylus import example_prompts
 from stylus.catalog import Catalog, Entry, Known, location
 from stylus.embedder import Embedder
 from stylus.errors import AdapterFileError, StorageError
@@ -27,6 +28,9 @@ CHUNK = 800
 _OVERLAP = 80
 _MOST_CHUNKS = 12
 """Later pieces of a card are installation notes and thanks."""
+
+_PLACE = ("file", "url", "sha256", "bytes", "rank", "download", "group", "examples")
+"""What may change of a card whose content is the same."""
 
 
 class IngestReport(Record):
@@ -197,12 +201,22 @@ def ingest_pocket(catalog: Catalog, embedder: Embedder, on_progress: OnProgress 
 
 def _ingest_batch(cards: Sequence[Card], catalog: Catalog, embedder: Embedder) -> IngestReport:
     known = catalog.known([card.id for card in cards], embedder.name)
+    # The same card for another embedding model: what was written of it since (by a vision model, a check) stays.
+    same = catalog.get(
+        card.id
+        for card in cards
+        if (of := known.get(card.id)) is not None and not of.embedded and of.content_hash == card.content_hash()
+    )
     changed: list[tuple[Adapter, str]] = []
     placed: list[Adapter] = []
     moved = 0
     for card in cards:
         digest, before = card.content_hash(), known.get(card.id)
         adapter = settle(card, hidden=before is not None and before.hidden)
+        if card.id in same:
+            adapter = same[card.id].model_copy(
+                update={name: getattr(card, name) for name in _PLACE} | {"missing": False}
+            )
         if before is None or before.content_hash != digest or not before.embedded:
             changed.append((adapter, digest))
         elif before.location != location(card) or before.missing:
@@ -226,10 +240,13 @@ def _ingest_batch(cards: Sequence[Card], catalog: Catalog, embedder: Embedder) -
 
 
 def settle(card: Card, *, hidden: bool = False) -> Adapter:
-    """The adapter that a card describes, where no vision model has looked at it."""
+    """The adapter that a card describes, where no vision model has looked at it: what the card leaves open is taken
+    from its tags and from the prompts of its examples."""
     values = card.model_dump()
     values["category"] = card.category or category_of(card.tags) or Category.CONCEPT
-    values["weight"] = DEFAULT_WEIGHT if card.weight is None else card.weight
+    weights = (card.weight, example_prompts.weight(card), DEFAULT_WEIGHT)
+    values["weight"] = next(weight for weight in weights if weight is not None)
+    values["trigger_words"] = card.trigger_words or example_prompts.trigger_words(card)
     return Adapter.model_validate({**values, "hidden": hidden})
 
 

@@ -1,0 +1,348 @@
+"""A catalog's cards through the refiner: many at once, on any number of machines, each paid for once.
+
+A card is claimed, shown to the model, kept, embedded anew (title, refined description, tags: paper, section 3.2) and
+put in use. Whatever ends a run, the next one goes on: what was kept is used without asking again, what was in flight is
+asked again. A model that refuses everybody ends the run instead of failing card by card.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic_ai import RunContext
+from pydantic_ai.capabilities import AbstractCapability, BatchModelRequests
+from pydantic_ai.exceptions import (
+    AgentRunError,
+    ModelAPIError,
+    ModelAuthenticationError,
+    ModelConnectionError,
+    ModelNotFoundError,
+    ModelQuotaExceededError,
+    ModelRateLimitError,
+    ModelRequestRejectedError,
+    ModelRequestTimeout,
+    ModelServerError,
+    ModelUnavailableError,
+    RetryModelRequest,
+    UserError,
+)
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.models import Model, ModelRequestContext
+from pydantic_ai.settings import ModelSettings
+from pydantic_ai.usage import RunUsage
+
+from stylus.catalog import Entry
+from stylus.embedder import Embedder
+from stylus.errors import InvalidInput, ModelUnavailable, SettingsError
+from stylus.example_images import Pictures
+from stylus.ingest import chunks
+from stylus.pocket import ADAPTERS
+from stylus.records import OnProgress, Progress, Record
+from stylus.refinements import Claims, Refinement, Refinements, Scope, Work
+from stylus.refiner import Refiner
+from stylus.text import clean_line
+
+ATTEMPTS = 5
+"""Tries of one request in all."""
+TIMEOUT = 120.0
+"""Seconds for one try."""
+LONGEST_WAIT = 300.0
+"""Seconds that we wait at most because a provider asks us to (Retry-After)."""
+CONCURRENCY = 4
+BATCHED = 100
+"""Cards at once in batch mode: pictures of all of them are in memory until the batch is on its way."""
+MOST_FAILURES = 5
+"""Cards in a row that a provider refuses before the run ends: then it is not the cards."""
+_PAGE = 100
+
+_PASSING = (ModelRateLimitError, ModelUnavailableError, ModelServerError, ModelConnectionError, ModelRequestTimeout)
+_HOPELESS = (ModelAuthenticationError, ModelNotFoundError, ModelQuotaExceededError, UserError)
+_REMEDY = "Check STYLUS_VISION (it must see pictures) and the provider's key and address; what was refined stays."
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class Mended(Record):
+    """A reply with which something was wrong."""
+
+    id: str
+    what: tuple[str, ...]
+
+
+class Failure(Record):
+    """A card that was not refined."""
+
+    id: str
+    reason: str
+
+
+class RefineReport(Record):
+    """What became of the cards, and what it cost."""
+
+    model: str
+    refined: int = 0
+    kept: int = 0
+    """Put in use from a reply that an earlier run had paid for."""
+    unchanged: int = 0
+    """Refined with this model before, and the same since."""
+    elsewhere: int = 0
+    """Being refined by another process just now."""
+    failed: tuple[Failure, ...] = ()
+    mended: tuple[Mended, ...] = ()
+    stopped: str | None = None
+    """Why cards were left for another run."""
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float | None = None
+    """US dollars, as far as the model's prices are known; None where they are not."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run goes."""
+
+    only: tuple[str, ...] | None = None
+    again: bool = False
+    """Also what this model has refined before."""
+    limit: int | None = None
+    concurrency: int | None = None
+    """Cards at once; None: 4, or 100 in batch mode."""
+    max_cost: float | None = None
+    """US dollars from which on no further card is begun; those in flight are finished."""
+    batch: bool = False
+    """Through the provider's batch API: half the price as a rule, and up to a day of waiting."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("limit", self.limit), ("concurrency", self.concurrency), ("max_cost", self.max_cost)):
+            if value is not None and not value > 0:
+                raise InvalidInput(f"{name} is {value}: it must be above 0, or be left out.")
+
+
+def refine(
+    refinements: Refinements,
+    embedder: Embedder,
+    model: Model,
+    pictures: Pictures,
+    options: Options = Options(),
+    on_progress: OnProgress | None = None,
+    *,
+    name: str | None = None,
+    sleep: Sleep = asyncio.sleep,
+) -> RefineReport:
+    """Refines what `options` say, under the name of the model (`name`, if it goes by another one than its own).
+
+    Not to be called where an event loop runs. Raises ModelUnavailable when the model refuses everybody,
+    DatabaseUnavailable, InvalidInput, SettingsError (no batch API), and what `on_progress` raises (errors.Cancelled):
+    whatever was refined until then stays.
+    """
+    if options.batch and model.batch_max_requests is None:
+        raise SettingsError(
+            f"The model {model.model_name!r} has no batch API that pydantic-ai knows: leave out --batch, or set "
+            "STYLUS_VISION to a model of `openai:`, `anthropic:` or `google:`."
+        )
+    since = refinements.now() if options.again else None
+    scope = Scope(name or model.model_name, options.only, since)
+    return asyncio.run(_Run(refinements, embedder, model, pictures, options, scope, on_progress, sleep).run())
+
+
+@dataclass
+class _Patience(AbstractCapability[Any]):
+    """Tries a request again when that may help. Where a provider asks to be left alone for a while, all wait."""
+
+    sleep: Sleep
+    until: float = 0.0
+    """On the clock of `time.monotonic`."""
+
+    async def ready(self) -> None:
+        await self.sleep(max(0.0, self.until - time.monotonic()))
+
+    async def on_model_request_error(
+        self, ctx: RunContext[Any], *, request_context: ModelRequestContext, error: Exception
+    ) -> ModelResponse:
+        if not isinstance(error, _PASSING) or request_context.attempt >= ATTEMPTS:
+            raise error
+        asked = getattr(error, "retry_after", None)
+        wait = random.uniform(0.5, 1.5) * 2 ** (request_context.attempt - 1) if asked is None else asked
+        if wait > LONGEST_WAIT:
+            raise error
+        if isinstance(error, ModelRateLimitError):
+            self.until = max(self.until, time.monotonic() + wait)
+        await self.sleep(wait)
+        raise RetryModelRequest
+
+
+@dataclass
+class _Run:
+    refinements: Refinements
+    embedder: Embedder
+    model: Model
+    pictures: Pictures
+    options: Options
+    scope: Scope
+    on_progress: OnProgress | None
+    sleep: Sleep
+    report: RefineReport = field(init=False)
+    total: int = 0
+    begun: int = 0
+    refused: int = 0
+    """Cards in a row."""
+    ids: list[str] = field(default_factory=list)
+    after: str = ""
+
+    async def run(self) -> RefineReport:
+        start = time.monotonic()
+        total, done = await asyncio.to_thread(self.refinements.count, self.scope)
+        self.report = RefineReport(model=self.scope.model, unchanged=done)
+        self.total = min(total - done, self.options.limit or total)
+        self._show()
+        async with AsyncExitStack() as stack:
+            claims = stack.enter_context(self.refinements.claims())
+            if self.total:
+                await stack.enter_async_context(self.model)
+            patience = _Patience(self.sleep)
+            if self.options.batch:
+                batching = await stack.enter_async_context(BatchModelRequests())
+                refiner = Refiner(self.model, ModelSettings(temperature=0.0), batching)
+            else:
+                refiner = Refiner(self.model, self._settings(), patience)
+            turn = asyncio.Lock()
+            count = self.options.concurrency or (BATCHED if self.options.batch else CONCURRENCY)
+            workers = [
+                asyncio.create_task(self._work(refiner, patience, claims, turn)) for _ in range(min(count, self.total))
+            ]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+        return self.report.model_copy(update={"seconds": round(time.monotonic() - start, 2)})
+
+    def _settings(self) -> ModelSettings:
+        settings = ModelSettings(temperature=0.0, request_timeout=TIMEOUT)
+        # ours are the retries: the clients of providers give up where one asks for more than a minute
+        return (
+            settings if "max_retries" in self.model.unsupported_settings else ModelSettings(**settings, max_retries=0)
+        )
+
+    async def _work(self, refiner: Refiner, patience: _Patience, claims: Claims, turn: asyncio.Lock) -> None:
+        while True:
+            async with turn:
+                work = await self._next(claims)
+            if work is None:
+                return
+            try:
+                await patience.ready()
+                await self._one(refiner, work)
+            finally:
+                claims.give_back(work.card.id)
+            self._show()
+
+    async def _next(self, claims: Claims) -> Work | None:
+        """The next card that is ours to do."""
+        while self.begun < self.total and not self._is_too_dear():
+            if not self.ids:
+                self.ids = await asyncio.to_thread(self.refinements.next, self.scope, self.after, _PAGE)
+            if not self.ids:
+                return None
+            self.after = self.ids.pop(0)
+            self.begun += 1
+            if claims.take(self.after):
+                # looked at anew: whoever had it until now may have done it
+                work = await asyncio.to_thread(self.refinements.work, self.scope, self.after)
+                if work is not None:
+                    return work
+                claims.give_back(self.after)
+            self._count("elsewhere")
+        return None
+
+    def _is_too_dear(self) -> bool:
+        most, report = self.options.max_cost, self.report
+        if most is None or not report.requests:
+            return False
+        if report.cost is None:
+            raise InvalidInput(
+                f"Nobody here knows the prices of {self.scope.model}, so --max-cost can't be kept: leave it out, and "
+                f"use --limit. So far: {report.input_tokens:,} tokens in, {report.output_tokens:,} out."
+            )
+        if report.cost < most:
+            return False
+        self.report = report.model_copy(update={"stopped": f"{report.cost:.4f} US dollars spent of {most:g}"})
+        return True
+
+    async def _one(self, refiner: Refiner, work: Work) -> None:
+        refinement = work.paid
+        if refinement is None and (refinement := await self._ask(refiner, work)) is None:
+            return
+        await asyncio.to_thread(self._use, work, refinement)
+        self._count("refined" if work.paid is None else "kept")
+
+    async def _ask(self, refiner: Refiner, work: Work) -> Refinement | None:
+        """The model's answer, kept; None if there is none, which the report says."""
+        id = work.card.id
+        folders = work.folders | ({ADAPTERS} if work.card.source == "pocket" else set())
+        pictures, missed = await asyncio.to_thread(self.pictures.of, work.card, folders)
+        usage = RunUsage()
+        try:
+            refinement, repairs = await refiner.refine(work.card, pictures, usage)
+        except (AgentRunError, UserError, OSError) as error:
+            reason = f"{type(error).__name__}: {clean_line(str(error), 300)}"
+            if pictures and isinstance(error, ModelRequestRejectedError):
+                reason += " If the model sees no pictures, set STYLUS_VISION to one that does."
+            self.refused += isinstance(error, ModelAPIError)
+            if isinstance(error, _HOPELESS) or self.refused >= MOST_FAILURES:
+                raise ModelUnavailable(f"The model {self.scope.model} refuses: {reason} {_REMEDY}") from error
+            self.report = self.report.model_copy(
+                update={"failed": (*self.report.failed, Failure(id=id, reason=reason))}
+            )
+            return None
+        finally:
+            self._spend(usage)
+        self.refused = 0
+        repairs += [f"{missed} of its pictures could not be read."] if missed else []
+        if repairs:
+            mended = Mended(id=id, what=tuple(repairs))
+            self.report = self.report.model_copy(update={"mended": (*self.report.mended, mended)})
+        await asyncio.to_thread(
+            self.refinements.keep,
+            work,
+            self.scope.model,
+            refinement,
+            repairs=repairs,
+            tokens=(usage.input_tokens, usage.output_tokens),
+            cost=None if usage.cost is None else float(usage.cost),
+        )
+        return refinement
+
+    def _use(self, work: Work, refinement: Refinement) -> None:
+        adapter = refinement.of(work.card)
+        vectors = np.stack(list(self.embedder.documents(chunks(adapter))))
+        self.refinements.apply(Entry(adapter, work.content_hash, vectors), self.embedder.name)
+
+    def _spend(self, usage: RunUsage) -> None:
+        report = self.report
+        cost = None if usage.cost is None else float(usage.cost)
+        self.report = report.model_copy(
+            update={
+                "requests": report.requests + usage.requests,
+                "input_tokens": report.input_tokens + usage.input_tokens,
+                "output_tokens": report.output_tokens + usage.output_tokens,
+                "cost": report.cost if cost is None else (report.cost or 0.0) + cost,
+            }
+        )
+
+    def _count(self, what: str) -> None:
+        self.report = self.report.model_copy(update={what: getattr(self.report, what) + 1})
+
+    def _show(self) -> None:
+        if self.on_progress is not None:
+            report = self.report
+            done = report.refined + report.kept + report.elsewhere + len(report.failed)
+            self.on_progress(Progress(stage="refine", done=done, total=self.total))
