@@ -50,7 +50,7 @@ def add_model(server: Pretend, number: int, versions: int = 1, **fields: Any) ->
             "images": [image(id)],
         }
         listed.append(version)
-        prompt = {"meta": {"prompt": "a boat <lora:ink:0.7>", "negativePrompt": "blurry"}}
+        prompt: dict[str, Any] = {"meta": {"prompt": "a boat <lora:ink:0.7>", "negativePrompt": "blurry"}}
         about = {"modelId": number, "model": {"name": f"Ink {number}", "type": "LORA", "nsfw": False}}
         server.versions[id] = {**version, **about, "images": [image(id, **prompt)]}
     model = {
@@ -167,7 +167,7 @@ def test_a_stopped_search_goes_on_at_the_page_that_was_not_finished(
         add_model(server, number)
     pages = civitai.pages("ink", on_problem=lambda *_: None)
     first, second = next(pages), next(pages)
-    pages.close()  # killed while the second page was worked on: it comes again
+    del pages  # killed while the second page was worked on: it comes again
     cards, _ = read(civitai, "ink")
     assert [card.group for card in (*first, *cards)] == [f"civitai:{n}" for n in range(1, 7)]
     assert cards[: len(second)] == second
@@ -179,7 +179,7 @@ def test_a_cursor_that_is_no_longer_known_starts_from_the_front(server: Pretend,
         add_model(server, number)
     pages = civitai.pages("ink", on_problem=lambda *_: None)
     list(zip(range(2), pages, strict=False))
-    pages.close()
+    del pages
     server.faults = {WHERE: [Fault(400, body=b'{"error": "Invalid cursor"}')]}
     assert len(read(civitai, "ink")[0]) == 3
     server.faults = {WHERE: [Fault(400, body=b'{"error": "Bad query"}')]}
@@ -268,7 +268,7 @@ def test_an_unfinished_place_that_is_damaged_counts_as_none(server: Pretend, civ
         add_model(server, number)
     pages = civitai.pages("ink", on_problem=lambda *_: None)
     list(zip(range(2), pages, strict=False))
-    pages.close()
+    del pages
     [place] = (tmp_path / "places").glob("*.json")
     assert json.loads(place.read_text()) == {"cursor": "2", "models": 2}
     place.write_text('{"cursor"')
