@@ -7,6 +7,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,12 @@ def template(postgres: EmbeddedPostgres) -> str:
 @pytest.fixture
 def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
     """A migrated, empty database of this test's own. Every connection to it is closed at the end."""
+    with _cloned(postgres, template) as url:
+        yield url
+
+
+@contextmanager
+def _cloned(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
     name = f"test_{secrets.token_hex(6)}"
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute(
@@ -104,6 +111,15 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 def database(settings: Settings) -> Iterator[Database]:
     with Database.open(settings) as database:
         yield database
+
+
+@pytest.fixture
+def second_database(postgres: EmbeddedPostgres, template: str, tmp_path: Path) -> Iterator[Database]:
+    """Another empty database, as on another machine."""
+    with _cloned(postgres, template) as url:
+        settings = Settings.model_validate({"database_url": url, "data": tmp_path / "other"})
+        with Database.open(settings) as database:
+            yield database
 
 
 @pytest.fixture(scope="session")

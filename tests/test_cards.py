@@ -1,0 +1,157 @@
+"""Cards as JSON lines: strict line by line, and an export that comes back as it went."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stylus.catalog import Catalog
+from stylus.database import Database
+from stylus.embedder import Embedder
+from stylus.errors import InvalidInput, StorageError
+from stylus.gathering import export
+from stylus.ingest import IngestReport, ingest, settle
+from stylus.records import Card, Category
+from stylus.sources.cards import MOST_LINE, cards, write
+
+
+def read(path: Path, may_fetch: bool = True) -> tuple[list[Card], dict[int, str]]:
+    problems: dict[int, str] = {}
+    found = cards(
+        path,
+        lambda where, why: problems.update({int(where.rpartition(":")[2]): why}),
+        may_fetch=lambda card: may_fetch,
+    )
+    return list(found), problems
+
+
+def lines(path: Path, *contents: Any) -> Path:
+    path.write_text("".join(json.dumps(content) + "\n" for content in contents), encoding="utf-8")
+    return path
+
+
+def test_the_form_that_lists_have(tmp_path: Path) -> None:
+    line = {
+        "id": "civitai:1",
+        "name": "bus",
+        "base_model": "SD 1.5",
+        "type": "LORA",
+        "tags": ["bus"],
+        "description": "d",
+    }
+    unknown = {"id": "made:2", "name": "x", "base_model": "SD 2.1", "type": "LoCon", "weight": 0.5}
+    (first, second), problems = read(lines(tmp_path / "list.jsonl", line, unknown))
+    assert not problems
+    assert first == Card.model_validate(
+        {"id": "civitai:1", "name": "bus", "base_model": "sd15", "tags": ("bus",), "description": "d"}
+    )
+    assert (second.base_model, second.kind, second.weight) == (None, "locon", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"{", "Expecting"),
+        (b"[1]", "no JSON object"),
+        (b'{"id": "a:1"}', "name"),
+        (b'{"id": "no id", "name": "x"}', "id"),
+        (b'{"id": "a:1", "name": "x", "colour": "red"}', "colour"),
+        (b'{"id": "a:1", "name": "x", "type": "Checkpoint"}', "Checkpoint"),
+        (b'{"id": "a:1", "name": "x", "weight": 99}', "weight"),
+        (b'{"id": "a:1", "name": "x\\u0000"}', "U\\+0000"),
+        (b'{"id": "a:1", "name": "x\\ud800"}', "U\\+D800"),
+        (b'{"id": "a:1", "name": "x", "tags": ["\\u001b[31m"]}', "U\\+001B"),
+        (b'{"id": "a:1", "name": "\xff"}', "utf-8"),
+        (b'{"id": "a:1", "name": "x", "file": "/etc/passwd"}', "safetensors"),
+        (b'{"id": "a:1", "name": "x", "examples": [{"image": "/home/me/private.png"}]}', "beside"),
+        (b'{"id": "a:1", "name": "x", "examples": [{"image": "file:///home/me/private.png"}]}', "beside"),
+        (b'{"id": "civitai:1", "name": "x", "download": "https://example.org/x"}', "host"),
+        (b"[" * 100_000, "Left out"),
+        (b'"' + b"x" * (2 * MOST_LINE + 5) + b'"', "longer"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number_and_the_rest_goes_on(tmp_path: Path, line: bytes, words: str) -> None:
+    good = b'{"id": "a:%d", "name": "x"}'
+    path = tmp_path / "list.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + good % 7 + b"\n\n" + line + b"\n" + good % 8)
+    found, problems = read(path, may_fetch=False)
+    assert [card.id for card in found] == ["a:7", "a:8"]
+    assert list(problems) == [3]
+    with pytest.raises(AssertionError, match=words):
+        raise AssertionError(problems[3])
+
+
+def test_no_file_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="can't be read"):
+        read(tmp_path / "absent.jsonl")
+    with pytest.raises(StorageError, match="can't be written"):
+        write([], tmp_path / "absent" / "x.jsonl")
+
+
+def test_an_export_comes_back_as_it_went(
+    database: Database, second_database: Database, embedder: Embedder, tmp_path: Path
+) -> None:
+    catalog, other = Catalog(database), Catalog(second_database)
+    weights = tmp_path / "ink.safetensors"
+    plain = Card(id="file:1", name="plain", description="a < b & <5 steps>\nnext\u200d", tags=("a, b", "c"))
+    full = Card.model_validate(
+        {
+            "id": "civitai:7@70",
+            "name": "Ink \u4e2d \U0001f600",
+            "trigger_words": ["inkwash"],
+            "base_model": "sd15",
+            "kind": "locon",
+            "rating": "mature",
+            "examples": [
+                {"image": str(tmp_path / "ink.png"), "prompt": "p"},
+                {"image": "https://image.civitai.com/1.png", "prompt": "<lora:x:1>"},
+            ],
+            "author": "someone",
+            "licence": "CC0",
+            "url": "https://civitai.com/models/7",
+            "file": str(weights),
+            "sha256": "ab" * 32,
+            "bytes": 10,
+            "rank": 4,
+            "download": "https://civitai.com/api/download/models/70",
+            "group": "civitai:7",
+        }
+    )
+    ingest([plain, full], catalog, embedder)
+    refined = settle(plain, hidden=True).model_copy(
+        update={
+            "description": "better",
+            "category": Category.POSE,
+            "weight": -0.3,
+            "refined": True,
+            "quality": "blurry",
+        }
+    )
+    vectors = embedder.documents(["better"])
+    from stylus.catalog import Entry
+
+    catalog.add_embedded([Entry(refined, plain.content_hash(), vectors)], embedder.name)
+    first, second = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    assert export(catalog, first) == 2
+
+    found, problems = read(first)
+    assert not problems
+    assert ingest(found, other, embedder) == IngestReport(added=2)
+    assert other.get(["file:1", full.id]) == catalog.get(["file:1", full.id])
+    export(other, second)
+    assert second.read_bytes() == first.read_bytes()
+    assert ingest(found, other, embedder) == IngestReport(unchanged=2)
+    # The source's own card is still known: what was refined is not lost.
+    assert ingest([plain], other, embedder) == IngestReport(unchanged=1)
+    assert other.get(["file:1"])["file:1"] == refined
+    # A card that was refined elsewhere replaces the one that was not.
+    ingest([plain.model_copy(update={"id": "file:2"})], other, embedder)
+    text = first.read_text("utf-8").replace('"file:1"', '"file:2"')
+    assert ingest(read_text(text, tmp_path), other, embedder).updated == 1
+    assert other.get(["file:2"])["file:2"].refined
+
+
+def read_text(text: str, folder: Path) -> list[Card]:
+    (folder / "three.jsonl").write_text(text, "utf-8")
+    return [card for card in read(folder / "three.jsonl")[0] if card.id == "file:2"]
