@@ -74,6 +74,15 @@ def read_adapter(adapter: Adapter, family: BaseModelFamily, shapes: Shapes) -> A
         raise kind(f"adapter {adapter.id} ({where}) {problem.what}. To go on, {problem.remedy}.") from problem
 
 
+def tensor_names(adapter: Adapter) -> list[str]:
+    """The names in the header of its file; none where it can't be read, which `read_adapter` will say."""
+    try:
+        with safe_open(adapter.file or "", framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError, ValueError, TypeError):
+        return []
+
+
 def _path(adapter: Adapter, family: BaseModelFamily) -> Path:
     if adapter.base_model is not None and adapter.base_model != family:
         raise Problem(
@@ -102,12 +111,13 @@ def _sha256(path: Path) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors (memory-mapped) and the metadata of the header."""
+    """Tensors and the metadata of the header. Tensors are copied out of the map: whoever reads a mapped file that was
+    truncated since is killed by the system."""
     if path.stat().st_size == 0:
         raise Problem("is empty (0 bytes)")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a mapping
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise Problem(f"is corrupt or not a safetensors file ({error})") from error

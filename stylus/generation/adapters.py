@@ -9,10 +9,9 @@ set_adapters visits each layer and adapter: issue 11816).
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,11 @@ from peft.tuners.lora import Conv2d as LoraConv2d
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from stylus.errors import AdapterFileError
-from stylus.generation.adapter_files import AdapterWeights, read_adapter
-from stylus.generation.adapter_keys import LayerShape, Shapes
+from stylus.errors import AdapterFileError, UnsupportedAdapter
+from stylus.generation.adapter_files import AdapterWeights
+from stylus.generation.adapter_keys import LayerShape
 from stylus.generation.deltas import Change, LowRank
+from stylus.generation.loading import Loading, Stamp, VerifiedFiles, stamp
 from stylus.records import Adapter, BaseModelFamily
 
 CAPACITY = 2 * 2**30
@@ -39,14 +39,23 @@ class GatedModel:
     Layers are wrapped when an adapter first needs them, and then stay wrapped: without active adapters a wrapped layer
     gives exactly its base layer's output."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
+        """`device`: where the model works; it may rest elsewhere (offloading)."""
         self.model = model
-        like = next(model.parameters())
-        self.device, self.dtype = like.device, like.dtype
+        self._device = device
+        self._like = next(model.parameters())
         self.shapes: dict[str, LayerShape] = dict(_layer_shapes(model))
         self._wrapped: dict[str, Any] = {}
         self._active: list[str] = []
         self._scaling: dict[int, dict[str, Tensor]] = {2: {}, 3: {}, 4: {}}
+
+    @property
+    def device(self) -> torch.device:
+        return self._device or self._like.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._like.dtype
 
     def attach(self, name: str, layers: Mapping[str, Change], scale: float) -> int:
         """Gives layers the adapter's factors, in the model's dtype and device; returns their bytes. `scale` is left to
@@ -170,8 +179,7 @@ class Resident:
     components: frozenset[str]
     size: int
     """Bytes of its tensors on the device."""
-    stamp: tuple[object, ...]
-    """Changes when the file or what the catalog says about it changes."""
+    stamp: Stamp
 
 
 class ResidentAdapters:
@@ -179,11 +187,18 @@ class ResidentAdapters:
 
     Not for use by several threads at once: whoever holds the device lock uses it."""
 
-    def __init__(self, family: BaseModelFamily, models: Mapping[str, nn.Module], capacity: int = CAPACITY) -> None:
-        self.family = family
+    def __init__(
+        self,
+        family: BaseModelFamily,
+        models: Mapping[str, nn.Module],
+        capacity: int = CAPACITY,
+        device: torch.device | None = None,
+    ) -> None:
+        """`capacity`: bytes on the device, and as many in main memory."""
         self.capacity = capacity
-        self._models = {component: GatedModel(model) for component, model in models.items()}
-        self._shapes: Shapes = {component: gated.shapes for component, gated in self._models.items()}
+        self._models = {component: GatedModel(model, device) for component, model in models.items()}
+        shapes = {component: gated.shapes for component, gated in self._models.items()}
+        self.files = VerifiedFiles(family, shapes, capacity)
         self._residents: OrderedDict[str, Resident] = OrderedDict()
 
     @property
@@ -191,21 +206,35 @@ class ResidentAdapters:
         """Bytes of all attached adapters."""
         return sum(resident.size for resident in self._residents.values())
 
+    def loading(self, adapters: Sequence[Adapter], on_loaded: Callable[[int], None]) -> Loading:
+        """Begins to read the files of those that are not attached."""
+        return Loading(self, adapters, on_loaded)
+
     def load(self, adapters: Sequence[Adapter], on_loaded: Callable[[int], None]) -> dict[str, Resident]:
         """Attaches those that are not attached yet; returns all by id. `on_loaded(n)` is called as the nth is ready.
 
         All of `adapters` are resident on return, even beyond `capacity`. Raises AdapterFileError."""
-        for done, adapter in enumerate(adapters, start=1):
-            resident = self._residents.get(adapter.id)
-            stamp = _stamp(adapter)
-            if resident is None or resident.stamp != stamp:
-                self._drop(adapter.id)
-                weights = read_adapter(adapter, self.family, self._shapes)
-                self._make_room(weights.nbytes, keep={adapter.id for adapter in adapters})
-                self._residents[adapter.id] = self._attach(adapter, weights, stamp)
-            self._residents.move_to_end(adapter.id)
-            on_loaded(done)
-        return {adapter.id: self._residents[adapter.id] for adapter in adapters}
+        with self.loading(adapters, on_loaded) as loading:
+            residents = loading.all()
+        for reason in loading.left_out.values():
+            raise UnsupportedAdapter(reason)
+        return residents
+
+    def present(self, adapter: Adapter) -> Resident | None:
+        """The attached adapter, unless its file has changed since."""
+        resident = self._residents.get(adapter.id)
+        if resident is None or resident.stamp != stamp(adapter):
+            return None
+        self._residents.move_to_end(adapter.id)
+        return resident
+
+    def admit(self, adapter: Adapter, weights: AdapterWeights, keep: Set[str]) -> Resident:
+        """Attaches it; others than `keep` are let go of where room is short."""
+        self._drop(adapter.id)
+        self._make_room(weights.nbytes, keep)
+        self._residents[adapter.id] = self._attach(adapter, weights, stamp(adapter))
+        self._make_room(0, keep)  # a dense change takes more than its file
+        return self._residents[adapter.id]
 
     def switch(self, component: str, residents: Sequence[Resident], weights: Float32[np.ndarray, "rows n"]) -> None:
         """Sets the weight of each row of the component's next batches: [rows, len(residents)]; all others are off."""
@@ -238,10 +267,11 @@ class ResidentAdapters:
     def forget(self) -> None:
         """Lets go of every adapter; the next generation reads its files again."""
         self.all_off()
+        self.files.forget()
         for id in list(self._residents):
             self._drop(id)
 
-    def _attach(self, adapter: Adapter, weights: AdapterWeights, stamp: tuple[object, ...]) -> Resident:
+    def _attach(self, adapter: Adapter, weights: AdapterWeights, stamp: Stamp) -> Resident:
         name = "adapter_" + hashlib.sha256(adapter.id.encode()).hexdigest()[:16]
         scale = weights.scale or 1.0
         try:
@@ -256,7 +286,7 @@ class ResidentAdapters:
             ) from error
         return Resident(name, weights.sha256, scale, frozenset(weights.layers), size, stamp)
 
-    def _make_room(self, size: int, keep: set[str]) -> None:
+    def _make_room(self, size: int, keep: Set[str]) -> None:
         for id in [id for id in self._residents if id not in keep]:
             if self.size + size <= self.capacity:
                 return
@@ -267,14 +297,3 @@ class ResidentAdapters:
         if resident is not None:
             for component in resident.components:
                 self._models[component].detach(resident.name)
-
-
-def _stamp(adapter: Adapter) -> tuple[object, ...]:
-    path = Path(adapter.file) if adapter.file else None
-    status = path.stat() if path and path.exists() else None
-    return (
-        adapter.file,
-        adapter.sha256,
-        adapter.base_model,
-        status and (status.st_mtime_ns, status.st_size),
-    )

@@ -1,45 +1,33 @@
-"""Base models: where each family's checkpoint lies, how it is loaded, and what it draws best by default.
+"""Base models: where each checkpoint lies, and how it is loaded.
 
-The defaults of sd15 are the paper's (appendix A.3): DPM++ 2M with Karras sigmas (Lu et al. 2022, Karras et al. 2022),
-35 steps, guidance 7, 512x512. Weights are read from safetensors only: pickle files can run code.
+A checkpoint is a diffusers folder, a hub id, or a single .safetensors file in the original layout, whose configurations
+and tokenizers come from CONFIG in `FILE.safetensors@CONFIG` (a diffusers folder or a hub id; without it, from the hub
+id that diffusers takes the file for). Weights are read from safetensors only: pickle files can run code.
 """
 
+import gc
 import hashlib
 import re
 import threading
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from stylus.errors import CheckpointError, SettingsError
 from stylus.generation.adapters import ResidentAdapters
+from stylus.generation.families import DEFAULTS, FAMILIES, Defaults, Flux, StableDiffusion
 from stylus.records import BaseModelFamily
 from stylus.settings import Settings
 
 POCKET = Path(__file__).parent.parent / "pocket" / "pipeline"
 """The trained pipeline that the package brings."""
 
-SAMPLER = "DPM++ 2M Karras"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a request that leaves a field open gets. Width and height default to the size the UNet was trained on."""
-
-    steps: int
-    guidance_scale: float
-    batch: int
-    """Images of the default size that are rendered at once; fewer of larger ones."""
-
-
-DEFAULTS = {
-    BaseModelFamily.POCKET: Defaults(steps=20, guidance_scale=4.0, batch=16),
-    BaseModelFamily.SD15: Defaults(steps=35, guidance_scale=7.0, batch=4),
-}
+SCHNELL_STEPS = 4
+"""Steps of a Flux without guidance: it was distilled to need no more."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +40,13 @@ class LoadedPipeline:
     sha256: str
     """Of its weight files, in the order of their relative paths."""
     pipeline: Any
-    """diffusers' StableDiffusionPipeline."""
+    """diffusers' pipeline of the family."""
+    kind: StableDiffusion
+    """What the family does in its own way."""
     adapters: ResidentAdapters
     device: torch.device
     dtype: torch.dtype
     defaults: Defaults
-    sampler: str = SAMPLER
 
     @property
     def pixels_per_latent(self) -> int:
@@ -65,12 +54,22 @@ class LoadedPipeline:
 
     @property
     def size(self) -> int:
-        """Width and height, in pixels, that the UNet was trained on."""
-        return int(self.pipeline.unet.config.sample_size) * self.pixels_per_latent
+        """Width and height, in pixels, that the model was trained on."""
+        return self.kind.size
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        return self.pipeline.vae.dtype  # type: ignore[no-any-return]
+
+    def cast(self, dtype: torch.dtype) -> "LoadedPipeline":
+        """The same models in another precision, adapters included; the old view of them is of no use any more."""
+        self.pipeline.to(dtype=dtype)
+        _keep_vae_exact(self.family, self.pipeline)
+        return replace(self, dtype=dtype)
 
 
 class Checkpoints:
-    """The configured base models, each loaded when it is first needed."""
+    """The configured base models, each loaded when it is first needed; the least recently used is unloaded."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError for a device or dtype that can't be used here."""
@@ -78,74 +77,113 @@ class Checkpoints:
         self.device = pick_device(settings)
         self.dtype = pick_dtype(settings, self.device)
         self._opening = threading.Lock()
-        self._loaded: dict[BaseModelFamily, LoadedPipeline] = {}
+        self._loaded: OrderedDict[str, LoadedPipeline] = OrderedDict()
 
-    def open(self, family: BaseModelFamily) -> LoadedPipeline:
-        """The family's pipeline; loaded at the first call, then kept.
+    def open(self, family: BaseModelFamily, name: str | None = None) -> LoadedPipeline:
+        """The family's checkpoint of that name, or its first; loaded at the first call, then kept for a while.
 
         Raises CheckpointError, which says which setting to set, when it isn't configured or can't be loaded."""
+        source = self.check(family, name)
+        key = f"{family}={source}"
         with self._opening:
-            if family not in self._loaded:
-                self._loaded[family] = self._load(family)
-            return self._loaded[family]
+            if key not in self._loaded:
+                while len(self._loaded) >= self.settings.checkpoints_kept:
+                    self._loaded.popitem(last=False)
+                    _return_memory(self.device)
+                self._loaded[key] = self._load(family, source)
+            self._loaded.move_to_end(key)
+            return self._loaded[key]
 
     def loaded(self) -> list[LoadedPipeline]:
         """The pipelines that are in memory now."""
         with self._opening:
             return list(self._loaded.values())
 
-    def check(self, family: BaseModelFamily) -> str:
-        """Where the family's checkpoint is configured to be. Raises CheckpointError when it can't be used at all."""
-        if family not in DEFAULTS:
-            raise CheckpointError(
-                f"base model family {family.value} can't be rendered yet; use one of {', '.join(DEFAULTS)}."
-            )
-        source = self.settings.checkpoints.get(family)
-        if source is None and family is BaseModelFamily.POCKET:
-            source = str(POCKET)
-        if source is None:
-            raise CheckpointError(
-                f"no checkpoint is configured for {family.value}: set "
-                f"STYLUS_CHECKPOINTS={family.value}=FOLDER_OR_HUB_ID, or use the base model pocket."
-            )
-        return source
+    def check(self, family: BaseModelFamily, name: str | None = None) -> str:
+        """Where the checkpoint is configured to be. Raises CheckpointError when it can't be used at all."""
+        configured = self.settings.checkpoints
+        keys = [key for key in configured if key.partition(":")[0] == family]
+        if name is not None:
+            if f"{family}:{name}" not in configured:
+                named = [key.partition(":")[2] for key in keys if ":" in key]
+                raise CheckpointError(
+                    f"no checkpoint {name!r} is configured for {family.value}: "
+                    + (f"use {', '.join(named)}, " if named else "leave the name out, ")
+                    + f"or set STYLUS_CHECKPOINTS={family.value}:{name}=FOLDER_OR_HUB_ID."
+                )
+            return configured[f"{family}:{name}"]
+        if keys:
+            return configured[family if family in configured else keys[0]]
+        if family is BaseModelFamily.POCKET:
+            return str(POCKET)
+        raise CheckpointError(
+            f"no checkpoint is configured for {family.value}: set "
+            f"STYLUS_CHECKPOINTS={family.value}=FOLDER_OR_HUB_ID, or use the base model pocket."
+        )
 
-    def _load(self, family: BaseModelFamily) -> LoadedPipeline:
-        source = self.check(family)
+    def _load(self, family: BaseModelFamily, source: str) -> LoadedPipeline:
         try:
-            folder = _folder(source, family)
-            pipeline: Any = StableDiffusionPipeline.from_pretrained(
-                folder,
-                dtype=self.dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                safety_checker=None,
-                requires_safety_checker=False,
-            )
-            pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
-                pipeline.scheduler.config, algorithm_type="dpmsolver++", solver_order=2, use_karras_sigmas=True
-            )
-            pipeline.to(self.device)
-            digest = _sha256(folder)
+            pipeline, name, digest = _read(family, source, self.dtype)
+            kind = FAMILIES[family](pipeline)
+            kind.prepare()
+            _keep_vae_exact(family, pipeline)
+            if self.settings.offload:
+                pipeline.enable_model_cpu_offload(device=self.device)
+            else:
+                pipeline.to(self.device)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"the {family.value} checkpoint {source!r} can't be loaded ({type(error).__name__}: {error}). It must "
-                "be a diffusers folder or hub id of a Stable Diffusion pipeline with .safetensors weights; "
+                f"be a diffusers folder or hub id of a {FAMILIES[family].pipeline.__name__} with .safetensors weights, "
+                "or a single file as FILE.safetensors@CONFIG, CONFIG being a folder or hub id of its configurations; "
                 f"set STYLUS_CHECKPOINTS={family.value}=FOLDER_OR_HUB_ID."
             ) from error
         pipeline.set_progress_bar_config(disable=True)
-        for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        models = {component: model for component in kind.components if (model := getattr(pipeline, component, None))}
+        for model in (*models.values(), pipeline.vae):
             model.eval().requires_grad_(False)
-        return LoadedPipeline(
+        if self.settings.vae_tiling:
+            pipeline.vae.enable_tiling()
+        loaded = LoadedPipeline(
             family=family,
-            name=family.value if folder == POCKET else folder.name if Path(source).expanduser().is_dir() else source,
+            name=name,
             sha256=digest,
             pipeline=pipeline,
-            adapters=ResidentAdapters(family, {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}),
+            kind=kind,
+            adapters=ResidentAdapters(
+                family, models, capacity=int(self.settings.adapter_cache_gb * 2**30), device=self.device
+            ),
             device=self.device,
             dtype=self.dtype,
-            defaults=DEFAULTS[family],
+            defaults=_defaults(family, kind),
         )
+        if self.settings.compile:
+            kind.denoiser.compile()
+        return loaded
+
+
+def _read(family: BaseModelFamily, source: str, dtype: torch.dtype) -> tuple[Any, str, str]:
+    """(pipeline on the CPU, name, SHA-256) of a configured checkpoint."""
+    pipeline = FAMILIES[family].pipeline
+    file, _, config = source.partition("@")
+    path = Path(file).expanduser()
+    plain = {"safety_checker": None} if FAMILIES[family] is StableDiffusion else {}
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise CheckpointError(f"the {family.value} checkpoint {file!r} is not there; correct STYLUS_CHECKPOINTS.")
+        known = {"config": str(Path(config).expanduser()) if Path(config).expanduser().is_dir() else config}
+        loaded = pipeline.from_single_file(str(path), torch_dtype=dtype, **(known if config else {}), **plain)
+        return loaded, path.stem, _sha256([path])
+    folder = _folder(source, family)
+    loaded = pipeline.from_pretrained(
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        **(plain | {"requires_safety_checker": False} if plain else {}),
+    )
+    name = family.value if folder == POCKET else folder.name if Path(source).expanduser().is_dir() else source
+    return loaded, name, _sha256(sorted(folder.rglob("*.safetensors")))
 
 
 def _folder(source: str, family: BaseModelFamily) -> Path:
@@ -153,25 +191,38 @@ def _folder(source: str, family: BaseModelFamily) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return path
-    if path.suffix == ".safetensors":
-        raise CheckpointError(
-            f"{source!r}: single-file checkpoints can't be loaded yet; convert it to a diffusers folder "
-            f"and set STYLUS_CHECKPOINTS={family.value}=FOLDER."
-        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith((".", "/")):
         raise CheckpointError(
             f"the {family.value} checkpoint {source!r} is not there; "
             f"set STYLUS_CHECKPOINTS={family.value}=FOLDER_OR_HUB_ID."
         )
-    return Path(StableDiffusionPipeline.download(source, use_safetensors=True, safety_checker=None))
+    return Path(FAMILIES[family].pipeline.download(source, use_safetensors=True, safety_checker=None))
 
 
-def _sha256(folder: Path) -> str:
+def _sha256(paths: list[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in paths:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _defaults(family: BaseModelFamily, kind: StableDiffusion) -> Defaults:
+    if isinstance(kind, Flux) and not kind.denoiser.config.guidance_embeds:
+        return replace(DEFAULTS[family], steps=SCHNELL_STEPS)
+    return DEFAULTS[family]
+
+
+def _keep_vae_exact(family: BaseModelFamily, pipeline: Any) -> None:
+    """The decoder of SDXL gives NaN in half precision, and says so in its configuration."""
+    if family is BaseModelFamily.SDXL and pipeline.vae.config.force_upcast:
+        pipeline.vae.to(dtype=torch.float32)
+
+
+def _return_memory(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def pick_device(settings: Settings) -> torch.device:

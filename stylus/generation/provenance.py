@@ -1,33 +1,28 @@
-"""What made a picture, inside the picture, and the store where pictures lie.
+"""What made a picture, inside the picture.
 
 Each PNG carries two text chunks: `parameters`, the line format of AUTOMATIC1111's web UI that most galleries read, and
 `stylus`, a JSON record that suffices to render the same pixels again (request, hashes of adapters and checkpoint,
 versions).
-The store is an fsspec URL: a folder by default.
 """
 
-import errno
 import io
 import json
-import os
 import re
-import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, PngImagePlugin
 
-from stylus.errors import InvalidInput, NotFound, StorageError
-from stylus.records import Mask, Request
+from stylus.errors import InvalidInput, StorageError
+from stylus.generation.store import read_bytes, reason, write
+from stylus.records import Request
 
 if TYPE_CHECKING:
     # types only: reading and saving pictures should not load torch and diffusers
     from stylus.generation.checkpoints import LoadedPipeline
     from stylus.generation.generator import Rendered
+    from stylus.generation.settling import Settled
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "pillow")
 MAX_RECORD = 2**20
@@ -38,20 +33,21 @@ def provenance(
     *,
     request: Request,
     index: int,
-    prompt: str,
-    mask: Mask,
+    settled: "Settled",
     adapters: Mapping[str, tuple[str, float]],
-    steps: int,
-    guidance_scale: float,
     size: tuple[int, int],
     loaded: "LoadedPipeline",
+    notes: Sequence[str],
+    at_once: int,
 ) -> dict[str, Any]:
-    """The JSON record of image `index`. `adapters`: id -> (SHA-256 of its file, effective weight in this image)."""
+    """The JSON record of image `index`. `adapters`: id -> (SHA-256 of its file, effective weight in this image);
+    `size` is the picture's, `at_once` the rows that were rendered together."""
     names = {choice.adapter_id: choice.name for choice in request.composition.choices}
+    rows = settled.rows(index)
     return {
         "made_by": "stylus",
         "version": _version("stylus-adapters"),
-        "prompt": prompt,
+        "prompt": settled.prompts[index],
         "negative_prompt": request.negative_prompt,
         "index": index,
         "seed": request.seed + index,
@@ -59,20 +55,25 @@ def provenance(
             {"id": id, "name": names.get(id, ""), "sha256": sha256, "weight": round(weight, 6)}
             for id, (sha256, weight) in adapters.items()
         ],
-        "mask": list(mask),
-        "steps": steps,
-        "guidance_scale": guidance_scale,
+        "mask": list(settled.masks[index]),
+        # [rows, adapters, steps], the adapters in the order of the composition; one step stands for all that are alike
+        "schedule": (rows if (rows != rows[:, :, :1]).any() else rows[:, :, :1]).round(6).tolist(),
+        "steps": settled.steps,
+        "guidance_scale": settled.guidance_scale,
+        "strength": settled.strength if request.image else None,
+        "hires": settled.second_pass,
         "width": size[0],
         "height": size[1],
-        "sampler": loaded.sampler,
+        "sampler": loaded.kind.sampler,
         "scheduler": {
             "class": type(loaded.pipeline.scheduler).__name__,
-            "prediction_type": loaded.pipeline.scheduler.config.prediction_type,
+            "prediction_type": loaded.pipeline.scheduler.config.get("prediction_type", "flow"),
         },
         "checkpoint": {"family": loaded.family.value, "name": loaded.name, "sha256": loaded.sha256},
         "device": loaded.device.type,
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "prompt_truncated": _truncated(prompt, loaded),
+        "at_once": at_once,
+        "notes": list(notes),
         "versions": {package: _version(package) for package in PACKAGES},
         "request": request.model_dump(mode="json"),
     }
@@ -83,6 +84,8 @@ def parameters(record: Mapping[str, Any]) -> str:
     adapters = record["adapters"]
     loras = "".join(f" <lora:{_plain(a['name'] or a['id'])}:{a['weight']:g}>" for a in adapters)
     hashes = ", ".join(f"{_plain(a['name'] or a['id'])}: {a['sha256'][:12]}" for a in adapters)
+    hires = record.get("hires")
+    strength = hires["strength"] if hires else record.get("strength")
     lines = [record["prompt"] + loras]
     if record["negative_prompt"]:
         lines.append(f"Negative prompt: {record['negative_prompt']}")
@@ -92,6 +95,8 @@ def parameters(record: Mapping[str, Any]) -> str:
         "CFG scale": f"{record['guidance_scale']:g}",
         "Seed": record["seed"],
         "Size": f"{record['width']}x{record['height']}",
+        **({"Denoising strength": f"{strength:g}"} if strength else {}),
+        **({"Hires upscale": hires["scale"], "Hires upscaler": "Latent"} if hires else {}),
         "Model hash": record["checkpoint"]["sha256"][:10],
         "Model": _plain(record["checkpoint"]["name"]),
         **({"Lora hashes": f'"{hashes}"'} if hashes else {}),
@@ -114,31 +119,16 @@ def save(rendered: "Rendered", store_url: str, image_id: str) -> str:
     """Writes `{image_id}.png` to the store, whole or not at all, and returns where it lies: a path or a URL.
 
     Writing the same id again replaces the file. Raises StorageError that says what to do."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", image_id):
-        raise InvalidInput(f"{image_id!r} can't name an image file: use letters, digits, - and _.")
-    data = png(rendered.image, rendered.provenance)
-    try:
-        filesystem, root = fsspec.core.url_to_fs(store_url)
-        if isinstance(filesystem, LocalFileSystem):
-            return str(_write_local(Path(root), f"{image_id}.png", data))
-        path = f"{root.rstrip('/')}/{image_id}.png"
-        filesystem.pipe_file(path, data)  # object stores show an object when it is complete, not before
-        return str(filesystem.unstrip_protocol(path))
-    except (OSError, ValueError, ImportError, NotImplementedError) as error:
-        raise StorageError(f"the image can't be saved in {store_url}: {_reason(error)}") from error
+    return write(store_url, f"{image_id}.png", png(rendered.image, rendered.provenance))
 
 
 def load(location: str) -> Image.Image:
     """The picture at a location that `save` returned. Raises NotFound when it is gone, StorageError otherwise."""
     try:
-        with fsspec.open(location, "rb") as file:
-            data = file.read()
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(read_bytes(location)))
         image.load()
-    except FileNotFoundError as error:
-        raise NotFound(f"the image file {location} is gone: it was moved or deleted. Generate it again.") from error
-    except (OSError, ValueError, ImportError, SyntaxError, Image.DecompressionBombError) as error:
-        raise StorageError(f"the image {location} can't be read: {_reason(error)}") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise StorageError(f"the image {location} can't be read: {reason(error)}") from error
     return image
 
 
@@ -152,40 +142,6 @@ def read(location: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InvalidInput(f"{location} holds no Stylus record: it was made by something else, or edited since.")
     return record
-
-
-def _write_local(folder: Path, name: str, data: bytes) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}.{secrets.token_hex(8)}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / name)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return folder / name
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong and what to do about it."""
-    code = error.errno if isinstance(error, OSError) else None
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full. Free some space, or set STYLUS_STORE to another folder or fsspec URL."
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "no right to write or read there. Set STYLUS_STORE to a folder or fsspec URL that this user may write."
-    if isinstance(error, ImportError):
-        return f"{error}. Install that package (for s3:// the extra `s3`), or set STYLUS_STORE to a folder."
-    return f"{error}. Set STYLUS_STORE to a folder or fsspec URL that can be written."
-
-
-def _truncated(prompt: str, loaded: "LoadedPipeline") -> bool:
-    """True when the text encoder did not see the end of the prompt."""
-    tokenizer = loaded.pipeline.tokenizer
-    tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
-    return bool(len(tokens) > tokenizer.model_max_length)
 
 
 def _plain(name: str) -> str:

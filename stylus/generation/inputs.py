@@ -1,0 +1,134 @@
+"""Pictures and masks that people and agents bring: checked, put upright, without transparency, of a size that fits.
+
+They are kept in the image store as PNG under the SHA-256 of those bytes, so that a request names them exactly, and
+nothing of the original file (position, camera) is kept.
+"""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from stylus.errors import InvalidInput
+
+SMALLEST, LARGEST = 16, 64_000_000
+"""Pixels: shortest edge, and area, of what is taken. A 20,000 x 20,000 PNG can be a few kilobytes that unpack to more
+than a gigabyte."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+LONGEST_SIDE = 2048
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a request starts from."""
+
+    image: Image.Image
+    """RGB"""
+    mask: Image.Image | None = None
+    """L, of the image's size: white is drawn anew."""
+
+
+def clean_picture(data: bytes) -> bytes:
+    """A picture as PNG: RGB, upright; transparent parts become white. Raises InvalidInput."""
+    image = ImageOps.exif_transpose(_opened(data, "picture"))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return _png(image.convert("RGB"))
+
+
+def clean_mask(data: bytes) -> bytes:
+    """A mask as PNG: grey, upright, each pixel black (kept) or white (drawn anew); transparent parts become black.
+    Raises InvalidInput when nothing of it is white."""
+    image = ImageOps.exif_transpose(_opened(data, "mask"))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    grey = image.convert("L").point([0] * 128 + [255] * 128)
+    if grey.getextrema() == (0, 0):
+        raise InvalidInput("the mask is black all over, so that nothing would be drawn: paint white what may change.")
+    return _png(grey)
+
+
+def picture_id(png: bytes) -> str:
+    return hashlib.sha256(png).hexdigest()
+
+
+def fitted(inputs: Inputs, width: int | None, height: int | None, multiple: int) -> tuple[Inputs, str | None]:
+    """Picture and mask at the size that is drawn, and a note where that is not what came.
+
+    Without a size the picture keeps its own, scaled down to at most 2048 pixels a side, and cut to multiples of
+    `multiple`. Raises InvalidInput for a mask of other proportions."""
+    image, mask = inputs.image, inputs.mask
+    if mask is not None and abs(mask.width / mask.height / (image.width / image.height) - 1) > 0.01:
+        raise InvalidInput(
+            f"the mask is {mask.width}x{mask.height}, the image {image.width}x{image.height}: "
+            "a mask must have the proportions of its image."
+        )
+    if width is None and height is None:
+        shrunk = min(1.0, LONGEST_SIDE / max(image.size))
+        width, height = (max(multiple, int(side * shrunk) // multiple * multiple) for side in image.size)
+    elif width is None:
+        width = _multiple(image.width * height / image.height, multiple)  # type: ignore[operator]
+    elif height is None:
+        height = _multiple(image.height * width / image.width, multiple)
+    size = (width, height)
+    note = None
+    if size != image.size:
+        note = f"The image was {image.width}x{image.height}; it was scaled and cut to {width}x{height}."
+    shown = ImageOps.fit(image, size, Image.Resampling.LANCZOS)  # type: ignore[arg-type]
+    if mask is not None:
+        # to the image first, so that both are cut alike
+        mask = ImageOps.fit(mask.resize(image.size, Image.Resampling.NEAREST), size, Image.Resampling.NEAREST)  # type: ignore[arg-type]
+    return Inputs(shown, mask), note
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """[1, 3, height, width] in -1..1."""
+    array = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32))
+    return array.permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def mask_latents(mask: Image.Image, height: int, width: int) -> Tensor:
+    """[1, 1, height, width] of 0 and 1, at the size of the latents."""
+    array = torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255).round()[None, None]
+    return torch.nn.functional.interpolate(array, size=(height, width))
+
+
+def _multiple(side: float, multiple: int) -> int:
+    return max(multiple, min(LONGEST_SIDE, round(side / multiple) * multiple))
+
+
+def _opened(data: bytes, what: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # the size is judged below, by our own measure
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > LARGEST:
+            raise InvalidInput(
+                f"the {what} has {width}x{height} pixels: at most {LARGEST:,} in all are taken. Scale it down."
+            )
+        if min(width, height) < SMALLEST:
+            raise InvalidInput(f"the {what} has {width}x{height} pixels: at least {SMALLEST} a side are needed.")
+        image.load()
+    except Image.DecompressionBombError as error:
+        raise InvalidInput(f"the {what} is far too large ({error}): scale it down.") from error
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+        raise InvalidInput(
+            f"the {what} can't be read ({str(error).splitlines()[0] if str(error) else type(error).__name__}): "
+            f"pass a whole file of the format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
+        ) from error
+    return image
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(image)).save(buffer, format="PNG")
+    return buffer.getvalue()
