@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stylus.cli.output import AsJson, add_row, print_json, terminal
+from stylus.cli.output import AsJson, add_row, print_json, progress_bar, terminal
 from stylus.settings import Settings
 
 app = typer.Typer()
@@ -39,10 +39,19 @@ def worker() -> None:
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    library: Annotated[
+        bool, typer.Option("--library", help="Check the adapters instead, with what mends them.")
+    ] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="With --library: read the tensors of every file.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check every setting: its value, where it comes from, and what works with it."""
     from stylus.doctor import examine
 
+    if library or deep:
+        _examine_library(deep, as_json)
+        return
     checks = examine(Settings.read())
     if as_json:
         print_json([check.model_dump(mode="json") for check in checks])
@@ -55,6 +64,25 @@ def doctor(as_json: AsJson = False) -> None:
         Console().print(table)
     if any(check.status == "failed" for check in checks):
         raise typer.Exit(1)
+
+
+def _examine_library(deep: bool, as_json: bool) -> None:
+    from stylus.database import Database
+    from stylus.library import check_files, examine_library
+
+    with Database.open(Settings.read()) as database:
+        if deep:
+            with progress_bar() as on_progress:
+                check_files(database, on_progress)
+        findings = examine_library(database)
+    if as_json:
+        print_json([finding.model_dump(mode="json") for finding in findings])
+        return
+    table = Table("adapters", "what", "for example", "what mends it")
+    for finding in findings:
+        colour = "yellow" if finding.count else "green"
+        add_row(table, Text(f"{finding.count:,}", colour), finding.what, "\n".join(finding.ids[:2]), finding.mend)
+    Console().print(table)
 
 
 @db_app.command()

@@ -36,6 +36,11 @@ class WeightFile:
     beside: str
     """Which cards and pictures lie beside it, their sizes and times."""
 
+    @property
+    def bare(self) -> bool:
+        """Whether nothing lies beside it."""
+        return self.beside == _READING
+
 
 @dataclass(frozen=True)
 class Walk:
