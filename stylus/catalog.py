@@ -1,35 +1,29 @@
-"""All SQL on adapters: keep, find by id, find the nearest under filters.
-
-The paper's code filters after its 150 candidates are chosen and so wastes most of them; here the filters are part of
-the query. Small catalogs are searched exactly; from INDEX_FROM vectors on, an HNSW index per embedding model serves,
-scanned further and further (pgvector's iterative scan) until enough adapters pass the filters.
-"""
+"""Keeps adapters with their vectors and words, and finds them by id. Searching is `search_index`."""
 
 import difflib
-import hashlib
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import psycopg
 from jaxtyping import Float32
-from pgvector import HalfVector
 from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from stylus import bm25, search_index
 from stylus.database import Database
-from stylus.errors import InvalidInput, NotFound
+from stylus.errors import NotFound
 from stylus.records import Adapter, BaseModelFamily, Card, Filters
 
 INDEX_FROM = 10_000
 """Vectors of a model from which on it gets an index: below, the exact search takes milliseconds."""
 
 _INDEX_LOCK = 0x496E646578
-_SEARCHED = 400
-"""hnsw.ef_search: how many neighbours the index weighs at a time."""
+_BUILD_MEMORY = "1GB"
+"""Most memory for building an index: a graph that outgrows it is built many times slower."""
 
 _FIELDS = tuple(Adapter.model_fields)
 _COLUMNS = sql.SQL(", ").join(map(sql.Identifier, _FIELDS))
@@ -43,6 +37,12 @@ class Entry:
     content_hash: str
     """Of the card that the adapter came from."""
     vectors: Float32[np.ndarray, "chunks d"]
+    name: Float32[np.ndarray, " d"] | None = None
+    """Of the name alone, to compare keywords with: short with short. None: the card has no more text than that."""
+
+    def chunks(self) -> list[tuple[int, Float32[np.ndarray, " d"]]]:
+        """Vectors under their numbers: pieces of the card from 0, the name as -1."""
+        return [*([] if self.name is None else [(-1, self.name)]), *enumerate(self.vectors)]
 
 
 Location = tuple[str | None, str | None, str | None, int | None, str | None, str | None]
@@ -83,17 +83,29 @@ class Catalog:
     def add_embedded(self, entries: Sequence[Entry], model: str) -> None:
         """Keeps adapters with their vectors of `model`, all or none; changed content drops those of other models."""
         kept = [(entry.adapter, entry.content_hash) for entry in entries]
-        with self._database.connection() as connection, connection.cursor() as cursor:
+        with self._database.connection() as connection:
             _forget(connection, kept, model)
             _upsert(connection, kept)
-            cursor.executemany(
-                "insert into embeddings (adapter, model, chunk, embedding) values (%s, %s, %s, %s::halfvec)",
-                [
-                    (entry.adapter.id, model, chunk, _text(vector))
-                    for entry in entries
-                    for chunk, vector in enumerate(entry.vectors)
-                ],
-            )
+            _embed(connection, entries, model)
+
+    def embed_missing(
+        self, model: str, make: Callable[[Sequence[Adapter]], Sequence[Entry]], after: str = "", limit: int = 64
+    ) -> str | None:
+        """Gives the next adapters after id `after` without vectors of `model` to `make` and keeps what it returns.
+        Returns the last id that it looked at, None if there was nothing left to do.
+
+        The claim is a lock on their rows: other machines pass over them, and it dies with its holder.
+        """
+        query = sql.SQL("""
+            select {} from adapters
+            where id > %s and not exists (select from embeddings where adapter = id and model = %s)
+            order by id limit %s for no key update skip locked
+        """).format(_COLUMNS)
+        with self._database.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            found = [_adapter(row) for row in cursor.execute(query, [after, model, limit])]
+            if found:
+                _embed(connection, make(found), model)
+        return found[-1].id if found else None
 
     def move(self, adapters: Iterable[Adapter]) -> None:
         """Updates where the files of known adapters and the pictures beside them lie, and nothing else."""
@@ -120,24 +132,34 @@ class Catalog:
             }
 
     def index(self, model: str, *, from_vectors: int = INDEX_FROM) -> bool:
-        """Makes the index of a model's vectors if there are enough of them; tells whether there is one now."""
-        name = _index_name(model)
+        """Reads the words of adapters that were read by older rules, and makes the indexes of a model's vectors if
+        there are enough of them; tells whether there are some now. Searches and ingestions go on meanwhile."""
+        while self._read_words_again():
+            pass
         with self._database.connection() as connection:
-            connection.execute("select pg_advisory_xact_lock(%s)", [_INDEX_LOCK])
-            if connection.execute("select to_regclass(%s)", [name]).fetchone() != (None,):
-                return True
-            row = connection.execute(
-                "select count(*), max(vector_dims(embedding)) from embeddings where model = %s", [model]
-            ).fetchone()
-            if row is None or row[0] < from_vectors or row[0] == 0:
-                return False
-            connection.execute(
-                sql.SQL(
-                    "create index {} on embeddings using hnsw ((embedding::halfvec({})) halfvec_cosine_ops) "
-                    "where model = {}"
-                ).format(sql.Identifier(name), sql.Literal(row[1]), sql.Literal(model))
-            )
-        return True
+            connection.commit()
+            connection.autocommit = True  # an index that keeps nobody waiting can't be made inside a transaction
+            try:
+                return _make_indexes(connection, model, from_vectors)
+            finally:
+                connection.autocommit = False
+
+    def _read_words_again(self, limit: int = 500) -> bool:
+        query = sql.SQL("""
+            select {} from adapters where not exists (select from documents where adapter = id and rules = %s)
+            order by id limit %s for no key update
+        """).format(_COLUMNS)
+        with self._database.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            found = [_adapter(row) for row in cursor.execute(query, [bm25.rules(), limit])]
+            _keep_words(connection, found)
+        return bool(found)
+
+    def coverage(self) -> tuple[int, dict[str, int]]:
+        """How many adapters there are, and how many of them have vectors of each embedding model."""
+        with self._database.connection() as connection:
+            [(adapters,)] = connection.execute("select count(*) from adapters").fetchall()
+            models = connection.execute("select model, count(*) from embeddings where chunk = 0 group by 1 order by 1")
+            return adapters, dict(models.fetchall())
 
     # --- Finding ---
 
@@ -147,6 +169,13 @@ class Catalog:
         query = sql.SQL("select {} from adapters where id = any(%s)").format(_COLUMNS)
         with self._database.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
             return {row["id"]: _adapter(row) for row in cursor.execute(query, [wanted])}
+
+    def all(self) -> Iterator[tuple[Adapter, str]]:
+        """All adapters in the order of their ids, each with the content hash of the card that it came from."""
+        query = sql.SQL("select {}, content_hash from adapters order by id").format(_COLUMNS)
+        with self._database.connection() as connection, connection.cursor("all", row_factory=dict_row) as cursor:
+            for row in cursor.execute(query):
+                yield _adapter(row), row["content_hash"]
 
     def require(self, ids: Sequence[str]) -> list[Adapter]:
         """The adapters of `ids`, in their order. Raises NotFound that names the first unknown id and ids like it."""
@@ -161,36 +190,24 @@ class Catalog:
     def nearest(
         self, vector: Float32[np.ndarray, " d"], model: str, filters: Filters, limit: int
     ) -> list[tuple[Adapter, float]]:
-        """The `limit` adapters that pass `filters` and whose best chunk is most similar to `vector`, best first, with
+        """The `limit` adapters that pass `filters` and whose best piece is most similar to `vector`, best first, with
         that cosine similarity in [-1, 1]. Only vectors of `model` are compared; fewer come only if there are fewer."""
         if limit < 1:
             return []
-        with self._database.connection() as connection:
-            try:
-                scores = dict(itertools.islice(self._stream(connection, vector, model, filters, limit), limit))
-            except psycopg.errors.DataException as error:
-                raise InvalidInput(
-                    f"The query vector has {len(vector)} numbers, the catalog's vectors of {model} have others. Ingest "
-                    "the adapters again with this embedding model."
-                ) from error
-        adapters = self.get(scores)
-        ranked = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
-        return [(adapters[id], score) for id, score in ranked if id in adapters]
+        depth = limit
+        with self.reading() as connection:
+            among = search_index.facets(connection, filters)
+            while True:
+                [found] = search_index.nearest(connection, vector[None], model, among, depth)
+                if found.complete or len(found.scores) >= limit:
+                    break
+                depth *= 2  # several pieces of one card
+        adapters = self.get(found.scores)
+        return [(adapters[id], score) for id, score in found.scores.items() if id in adapters][:limit]
 
-    def similarities(
-        self, ids: Sequence[str], vectors: Float32[np.ndarray, "n d"], model: str
-    ) -> Mapping[str, Float32[np.ndarray, " n"]]:
-        """Of each adapter's best chunk to each vector: cosine similarities in [-1, 1]. Without vectors: absent."""
-        query = """
-            select adapter, query.number, max(1 - (embedding <=> query.vector::halfvec))
-            from embeddings, unnest(%s::text[]) with ordinality as query (vector, number)
-            where model = %s and adapter = any(%s) group by 1, 2
-        """
-        scores: dict[str, Float32[np.ndarray, " n"]] = {}
-        with self._database.connection() as connection:
-            for id, number, score in connection.execute(query, [list(map(_text, vectors)), model, list(ids)]):
-                scores.setdefault(id, np.zeros(len(vectors), np.float32))[number - 1] = score
-        return scores
+    def reading(self) -> AbstractContextManager[psycopg.Connection[Any]]:
+        """A transaction for the functions of `search_index`."""
+        return self._database.connection()
 
     def count(self) -> dict[BaseModelFamily | None, int]:
         """How many adapters there are of each base model family; None is unknown."""
@@ -200,34 +217,6 @@ class Catalog:
                 None if family is None else BaseModelFamily(family): count
                 for family, count in connection.execute(query)
             }
-
-    def _stream(
-        self, connection: psycopg.Connection[Any], vector: np.ndarray, model: str, filters: Filters, limit: int
-    ) -> Iterator[tuple[str, float]]:
-        """(id, similarity) of each adapter once, best first, read from the server only as far as it is asked for."""
-        conditions, values = _conditions(filters)
-        # Model and dimension stand in the text, for only then does the planner see that the partial index fits.
-        query = sql.SQL(
-            "select id, 1 - (embedding::halfvec({dimension}) <=> %s::halfvec({dimension})) "
-            "from embeddings join adapters on id = adapter where model = {model} and {conditions} "
-            "order by embedding::halfvec({dimension}) <=> %s::halfvec({dimension})"
-        ).format(dimension=sql.Literal(len(vector)), model=sql.Literal(model), conditions=conditions)
-        for setting in (
-            f"hnsw.ef_search = {_SEARCHED}",
-            "hnsw.iterative_scan = strict_order",
-            "hnsw.max_scan_tuples = 2147483647",
-            "hnsw.scan_mem_multiplier = 16",
-        ):
-            connection.execute(f"set local {setting}")
-        seen: set[str] = set()
-        text = _text(vector)
-        with connection.cursor("nearest") as cursor:
-            cursor.itersize = limit + 50
-            cursor.execute(query, [text, *values, text])
-            for id, similarity in cursor:
-                if id not in seen:
-                    seen.add(id)
-                    yield id, float(similarity)
 
     def _like(self, id: str) -> list[str]:
         local = id.rpartition(":")[2].replace("\0", "")[:100]
@@ -251,22 +240,6 @@ def location(card: Card) -> Location:
 _ESCAPES = str.maketrans({"\\": r"\\", "%": r"\%", "_": r"\_"})
 
 
-def _conditions(filters: Filters) -> tuple[sql.Composable, list[Any]]:
-    """The filters as SQL, and its parameters in order."""
-    parts: list[tuple[str, Any]] = [("rating = any(%s)", sorted(filters.ratings))]
-    if filters.base_model is not None:
-        parts.append(("base_model = %s", filters.base_model))
-    if filters.category is not None:
-        parts.append(("category = %s", filters.category))
-    if filters.kinds is not None:
-        parts.append(("kind = any(%s)", sorted(filters.kinds)))
-    if filters.has_file is not None:
-        parts.append(("(file is not null and not missing) = %s", filters.has_file))
-    plain = ["not hidden"] if filters.flagged else ["not hidden", "quality is null"]
-    texts = [*plain, *(text for text, _ in parts)]
-    return sql.SQL(" and ").join(map(sql.SQL, texts)), [value for _, value in parts]
-
-
 def _forget(connection: psycopg.Connection[Any], kept: Sequence[tuple[Adapter, str]], model: str) -> None:
     """Drops the vectors of `model`, and of every model where the content hash is no longer the same."""
     connection.execute(
@@ -287,7 +260,10 @@ def _upsert(connection: psycopg.Connection[Any], kept: Sequence[tuple[Adapter, s
         sql.SQL(", ").join(changes),
     )
     with connection.cursor() as cursor:
-        cursor.executemany(query, [{**_row(adapter), "content_hash": digest} for adapter, digest in kept])
+        # In one order for all: two ingestions of the same cards would else wait for each other.
+        rows = sorted(kept, key=lambda pair: pair[0].id)
+        cursor.executemany(query, [{**_row(adapter), "content_hash": digest} for adapter, digest in rows])
+    _keep_words(connection, [adapter for adapter, _ in rows])
 
 
 def _row(adapter: Adapter) -> dict[str, Any]:
@@ -304,9 +280,68 @@ def _adapter(row: Mapping[str, Any]) -> Adapter:
     return Adapter.model_validate({name: row[name] for name in _FIELDS})
 
 
-def _text(vector: np.ndarray) -> str:
-    return str(HalfVector(vector).to_text())
+def _embed(connection: psycopg.Connection[Any], entries: Sequence[Entry], model: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "insert into embeddings (adapter, model, chunk, embedding) values (%s, %s, %s, %s::halfvec) "
+            "on conflict do nothing",
+            [
+                (entry.adapter.id, model, chunk, search_index.as_text(vector))
+                for entry in entries
+                for chunk, vector in entry.chunks()
+            ],
+        )
 
 
-def _index_name(model: str) -> str:
-    return f"embeddings_{hashlib.sha256(model.encode()).hexdigest()[:16]}"
+def _keep_words(connection: psycopg.Connection[Any], adapters: Sequence[Adapter]) -> None:
+    """Makes the postings of these adapters anew. Document frequencies are counted from them, so that they are right
+    after each change."""
+    words = {adapter.id: bm25.frequencies(adapter) for adapter in adapters}
+    connection.execute("delete from documents where adapter = any(%s)", [list(words)])
+    connection.execute(
+        "insert into documents (adapter, length, rules) "
+        "select adapter, length, %s from unnest(%s::text[], %s::real[]) as read (adapter, length)",
+        [bm25.rules(), list(words), [float(sum(counts.values())) for counts in words.values()]],
+    )
+    rows = [(id, term, count) for id, counts in words.items() for term, count in counts.items()]
+    connection.execute(
+        """
+        insert into postings (term, number, frequency, length, facet)
+        select stem(term), number, sum(frequency), length, facet
+        from unnest(%s::text[], %s::text[], %s::real[]) as read (adapter, term, frequency)
+        join documents using (adapter) join adapters on id = adapter
+        group by 1, 2, 4, 5
+        """,
+        [[row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]],
+    )
+
+
+def _make_indexes(connection: psycopg.Connection[Any], model: str, from_vectors: int) -> bool:
+    """`connection` commits each statement by itself."""
+    valid = "select indisvalid from pg_index where indexrelid = to_regclass(%s)"
+    names = search_index.index_names(model)
+    if connection.execute("select pg_try_advisory_lock(%s)", [_INDEX_LOCK]).fetchone() != (True,):
+        # Waiting would hold a snapshot, which is what the other one's index waits for.
+        return all(connection.execute(valid, [name]).fetchone() == (True,) for name in names)
+    try:
+        query = "select count(*), max(vector_dims(embedding)) from embeddings where model = %s"
+        count, dimension = connection.execute(query, [model]).fetchone() or (0, None)
+        missing = [name for name in names if connection.execute(valid, [name]).fetchone() != (True,)]
+        if dimension is None or (missing and count < from_vectors):
+            return False
+        connection.execute(f"set maintenance_work_mem = '{_BUILD_MEMORY}'")
+        for name in missing:
+            # It is there, and not valid, where a build was stopped.
+            connection.execute(sql.SQL("drop index if exists {}").format(sql.Identifier(name)))
+            connection.execute(
+                sql.SQL(
+                    "create index concurrently {} on embeddings using hnsw "
+                    "((embedding::halfvec({})) halfvec_cosine_ops) where model = {} and {}"
+                ).format(sql.Identifier(name), sql.Literal(dimension), sql.Literal(model), sql.SQL(names[name]))
+            )
+        connection.execute("reset maintenance_work_mem")
+        if missing:
+            connection.execute("vacuum (analyze) embeddings, documents, postings")
+    finally:
+        connection.execute("select pg_advisory_unlock(%s)", [_INDEX_LOCK])
+    return True

@@ -47,14 +47,19 @@ class Embedder:
     @classmethod
     def open(cls, settings: Settings) -> Self:
         """The configured embedder. Raises SettingsError for a name of the wrong form."""
-        if settings.embedder is None:
+        return cls.named(settings.embedder or DEFAULT)
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """The embedder whose vectors are stored under `name`. Raises SettingsError for a name of the wrong form."""
+        if name == DEFAULT:
             return cls(DEFAULT, f"sentence-transformers:{_packaged_weights()}")
-        if not all(settings.embedder.partition(":")):
+        if not all(name.partition(":")):
             raise SettingsError(
-                f"STYLUS_EMBEDDER is {settings.embedder!r}: write provider:model, as `openai:text-embedding-3-small` "
+                f"STYLUS_EMBEDDER is {name!r}: write provider:model, as `openai:text-embedding-3-small` "
                 "or `sentence-transformers:BAAI/bge-small-en-v1.5`, or unset it."
             )
-        return cls(settings.embedder, settings.embedder)
+        return cls(name, name)
 
     def documents(self, texts: Sequence[str]) -> Float32[np.ndarray, "n d"]:
         """One unit vector for each text that shall be found. Raises ModelUnavailable."""

@@ -4,11 +4,13 @@ What was done is kept batch by batch, so that an ingestion that was stopped goes
 content hash is known and that has vectors of the embedder is not embedded again.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
+from jaxtyping import Float32
 
 from stylus import example_prompts
 from stylus.catalog import Catalog, Entry, Known, location
@@ -17,6 +19,7 @@ from stylus.errors import AdapterFileError, StorageError
 from stylus.files import Files, Seen, Shelved
 from stylus.pocket import ADAPTERS
 from stylus.records import DEFAULT_WEIGHT, Adapter, BaseModelFamily, Card, Category, OnProgress, Progress, Record
+from stylus.sources.cards import Exported
 from stylus.sources.folder import OnProblem, Walk, WeightFile, file_name, read_card, walk
 from stylus.sources.folder import cards as folder_cards
 from stylus.sources.sidecar import category_of
@@ -28,6 +31,9 @@ CHUNK = 800
 _OVERLAP = 80
 _MOST_CHUNKS = 12
 """Later pieces of a card are installation notes and thanks."""
+
+VectorOf = Callable[[Card], Float32[np.ndarray, "chunks d"] | None]
+"""Vectors that a source brings along, of the catalog's embedding model and of unit length."""
 
 _PLACE = ("file", "url", "sha256", "bytes", "rank", "download", "group", "examples")
 """What may change of a card whose content is the same."""
@@ -54,7 +60,11 @@ class IngestReport(Record):
 
 
 def ingest(
-    cards: Iterable[Card], catalog: Catalog, embedder: Embedder, on_progress: OnProgress | None = None
+    cards: Iterable[Card],
+    catalog: Catalog,
+    embedder: Embedder,
+    on_progress: OnProgress | None = None,
+    vector_of: VectorOf = lambda card: None,
 ) -> IngestReport:
     """Keeps the cards and their vectors. Raises DatabaseUnavailable, StorageError and ModelUnavailable; what was kept
     until then stays, and the same call goes on from there."""
@@ -64,7 +74,7 @@ def ingest(
         fresh = [card for card in {card.id: card for card in reversed(batch)}.values() if card.id not in seen]
         fresh.reverse()
         seen.update(card.id for card in fresh)
-        report = _add(report, _ingest_batch(fresh, catalog, embedder), duplicates=len(batch) - len(fresh))
+        report = _add(report, _ingest_batch(fresh, catalog, embedder, vector_of), duplicates=len(batch) - len(fresh))
         if on_progress is not None:
             on_progress(Progress(stage="ingest", done=report.total))
     catalog.index(embedder.name)
@@ -128,11 +138,11 @@ class _Shelf:
                 del self.holds[path]  # a copy, of which the first is gone
         self.standing = {id: path for path, id in self.holds.items() if before[path].stands_at == path}
         """Adapter id -> the one of its files that its card is read from."""
-        # Files that stand come first: only then is it known which of the others are copies.
-        self.work = sorted(
-            (file for file in found.files if str(file.path) not in self.holds),
-            key=lambda file: (path := str(file.path)) not in before or before[path].stands_at != path,
-        )
+        # Files that stand come first: only then is it known which of the others are copies. Of new copies one with a
+        # card shall stand.
+        work = (file for file in found.files if str(file.path) not in self.holds)
+        stood = {path for path, shelved in before.items() if shelved.stands_at == path}
+        self.work = sorted(work, key=lambda file: (str(file.path) not in stood, file.bare))
 
     def stands(self, file: WeightFile, card: Card, known: Known | None) -> bool:
         """Takes note that `file` holds the adapter of `card`; False if the catalog knows that from another file."""
@@ -199,19 +209,28 @@ def ingest_pocket(catalog: Catalog, embedder: Embedder, on_progress: OnProgress 
     return report
 
 
-def _ingest_batch(cards: Sequence[Card], catalog: Catalog, embedder: Embedder) -> IngestReport:
+def _ingest_batch(
+    cards: Sequence[Card], catalog: Catalog, embedder: Embedder, vector_of: VectorOf = lambda card: None
+) -> IngestReport:
     known = catalog.known([card.id for card in cards], embedder.name)
+    cards = [_with_known_file(card, known.get(card.id)) for card in cards]
     # The same card for another embedding model: what was written of it since (by a vision model, a check) stays.
     same = catalog.get(
         card.id
         for card in cards
         if (of := known.get(card.id)) is not None and not of.embedded and of.content_hash == card.content_hash()
     )
+    stored = catalog.get(card.id for card in cards if isinstance(card, Exported))
     changed: list[tuple[Adapter, str]] = []
     placed: list[Adapter] = []
     moved = 0
     for card in cards:
         digest, before = card.content_hash(), known.get(card.id)
+        if isinstance(card, Exported):
+            digest, adapter = card.card_hash, card.adapter()
+            if before is None or before.content_hash != digest or not before.embedded or stored[card.id] != adapter:
+                changed.append((adapter, digest))
+            continue
         adapter = settle(card, hidden=before is not None and before.hidden)
         if card.id in same:
             adapter = same[card.id].model_copy(
@@ -222,13 +241,8 @@ def _ingest_batch(cards: Sequence[Card], catalog: Catalog, embedder: Embedder) -
         elif before.location != location(card) or before.missing:
             placed.append(adapter)
             moved += before.location[0] != card.file
-    texts = [chunks(adapter) for adapter, _ in changed]
-    vectors = iter(embedder.documents([text for pieces in texts for text in pieces]))
-    entries = [
-        Entry(adapter, digest, np.stack(list(islice(vectors, len(pieces)))))
-        for (adapter, digest), pieces in zip(changed, texts, strict=True)
-    ]
-    catalog.add_embedded(entries, embedder.name)
+    brought = {adapter.id: rows for adapter, _ in changed if (rows := vector_of(adapter)) is not None}
+    catalog.add_embedded(embedded(changed, embedder, brought), embedder.name)
     catalog.move(placed)
     added = sum(adapter.id not in known for adapter, _ in changed)
     return IngestReport(
@@ -237,6 +251,17 @@ def _ingest_batch(cards: Sequence[Card], catalog: Catalog, embedder: Embedder) -
         moved=moved,
         unchanged=len(cards) - len(changed) - len(placed),
     )
+
+
+def _with_known_file(card: Card, known: Known | None) -> Card:
+    """A source that brings no weights knows nothing of the file that was fetched since: it stays, as long as it is
+    the file that the card tells of."""
+    if card.file is not None or known is None or known.location[0] is None:
+        return card
+    file, _, digest, size, *_ = known.location
+    if card.sha256 not in (None, digest):
+        return card
+    return card.model_copy(update={"file": file, "sha256": digest, "bytes": size})
 
 
 def settle(card: Card, *, hidden: bool = False) -> Adapter:
@@ -248,6 +273,28 @@ def settle(card: Card, *, hidden: bool = False) -> Adapter:
     values["weight"] = next(weight for weight in weights if weight is not None)
     values["trigger_words"] = card.trigger_words or example_prompts.trigger_words(card)
     return Adapter.model_validate({**values, "hidden": hidden})
+
+
+def embedded(
+    adapters: Sequence[tuple[Adapter, str]],
+    embedder: Embedder,
+    brought: Mapping[str, Float32[np.ndarray, "chunks d"]] = MappingProxyType({}),
+) -> list[Entry]:
+    """Adapters and the content hashes of their cards with vectors, `brought` ones (by id) or new ones: of their pieces,
+    and of the name where it is not all the text there is. Raises ModelUnavailable."""
+    pieces = {adapter.id: [] if adapter.id in brought else chunks(adapter) for adapter, _ in adapters}
+    names = {adapter.id: adapter.name for adapter, _ in adapters if pieces[adapter.id] != [adapter.name]}
+    texts = list(dict.fromkeys([text for some in pieces.values() for text in some] + list(names.values())))
+    vectors = dict(zip(texts, embedder.documents(texts), strict=True))
+    return [
+        Entry(
+            adapter,
+            digest,
+            brought[adapter.id] if adapter.id in brought else np.stack([vectors[text] for text in pieces[adapter.id]]),
+            vectors[adapter.name] if adapter.id in names else None,
+        )
+        for adapter, digest in adapters
+    ]
 
 
 def chunks(adapter: Adapter) -> list[str]:

@@ -156,21 +156,30 @@ class Filters(Record):
     category: Category | None = None
     ratings: frozenset[Rating] = frozenset({Rating.GENERAL})
     kinds: frozenset[Kind] | None = None
+    licences: frozenset[str] | None = None
+    """As the cards name them, whatever the case."""
     has_file: bool | None = None
+    """Whether the weights lie on this machine."""
+    usable: bool | None = None
+    """Whether they lie here or can be fetched when they are first used."""
     flagged: bool = False
     """True also finds adapters with a quality flag. Hidden ones are never found."""
 
 
 class Match(Record):
-    """An adapter that the retriever found, best first. Scores are cosine similarities in [-1, 1]."""
+    """An adapter that the retriever found, best first."""
 
     adapter: Adapter
     score: float
-    """What the list is sorted by."""
+    """What the list is sorted by: fused ranks in (0, 1], where 1 is first in every list."""
     prompt_score: float
-    """Similarity to the whole prompt."""
+    """Cosine similarity to the whole prompt, in [-1, 1]; 0 while the adapter has no vectors."""
     keyword_scores: Mapping[str, float] = {}
-    """Similarity to each keyword for which the adapter was among the candidates."""
+    """Cosine similarity to each keyword, in [-1, 1]; empty while the adapter has no vectors."""
+    lexical_score: float = 0.0
+    """BM25 of the card for the whole prompt; 0 where they share no word or too little to matter."""
+    folded: tuple[AdapterId, ...] = ()
+    """Near-duplicates that the search found as well and that this one stands for."""
     why: str = ""
     """One line for people: the evidence that weighed most."""
 
@@ -215,6 +224,18 @@ class Usage(Record):
     """US dollars; None where nobody knows the model's prices (a local model's are zero only to its owner)."""
     from_cache: bool = False
     """The same question was answered before: nothing was asked now."""
+
+    def __add__(self, other: "Usage") -> "Usage":
+        """Of both together; a cost that nobody knows counts as nothing beside one that is known."""
+        costs = [usage.cost for usage in (self, other) if usage.cost is not None]
+        return Usage(
+            requests=self.requests + other.requests,
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            seconds=self.seconds + other.seconds,
+            cost=sum(costs) if costs else None,
+            from_cache=self.from_cache or other.from_cache,
+        )
 
 
 class Policy(StrEnum):

@@ -13,7 +13,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from pydantic_ai import RunContext
 from pydantic_ai.capabilities import AbstractCapability, BatchModelRequests
 from pydantic_ai.exceptions import (
@@ -36,16 +35,17 @@ from pydantic_ai.models import Model, ModelRequestContext
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RunUsage
 
-from stylus.catalog import Entry
 from stylus.embedder import Embedder
 from stylus.errors import InvalidInput, ModelUnavailable, SettingsError
 from stylus.example_images import Pictures
-from stylus.ingest import chunks
+from stylus.ingest import embedded
 from stylus.pocket import ADAPTERS
 from stylus.records import OnProgress, Progress, Record
 from stylus.refinements import Claims, Refinement, Refinements, Scope, Work
 from stylus.refiner import Refiner
+from stylus.settings import Settings
 from stylus.text import clean_line
+from stylus.web import Web
 
 ATTEMPTS = 5
 """Tries of one request in all."""
@@ -59,6 +59,7 @@ BATCHED = 100
 MOST_FAILURES = 5
 """Cards in a row that a provider refuses before the run ends: then it is not the cards."""
 _PAGE = 100
+_PICTURE_HOSTS = frozenset({"image.civitai.com", "imagecache.civitai.com"})
 
 _PASSING = (ModelRateLimitError, ModelUnavailableError, ModelServerError, ModelConnectionError, ModelRequestTimeout)
 _HOPELESS = (ModelAuthenticationError, ModelNotFoundError, ModelQuotaExceededError, UserError)
@@ -150,6 +151,15 @@ def refine(
     since = refinements.now() if options.again else None
     scope = Scope(name or model.model_name, options.only, since)
     return asyncio.run(_Run(refinements, embedder, model, pictures, options, scope, on_progress, sleep).run())
+
+
+def open_pictures(settings: Settings) -> Pictures:
+    """The pictures of this machine's folders and of the sources we know. Civitai keeps its pictures on other hosts than
+    its API, which get no key."""
+    # imported late: the hub's client takes a while
+    from stylus.sources import civitai, hub
+
+    return Pictures([Web("Civitai", settings.civitai_url, hosts=civitai.HOSTS | _PICTURE_HOSTS), hub.open_web()])
 
 
 @dataclass
@@ -323,8 +333,8 @@ class _Run:
 
     def _use(self, work: Work, refinement: Refinement) -> None:
         adapter = refinement.of(work.card)
-        vectors = np.stack(list(self.embedder.documents(chunks(adapter))))
-        self.refinements.apply(Entry(adapter, work.content_hash, vectors), self.embedder.name)
+        [entry] = embedded([(adapter, work.content_hash)], self.embedder)
+        self.refinements.apply(entry, self.embedder.name)
 
     def _spend(self, usage: RunUsage) -> None:
         report = self.report

@@ -1,28 +1,31 @@
 """Prompt -> candidates (paper, section 3.2, which knows the whole prompt's vector only).
 
-A long prompt's vector lies near no single concept of it, so each keyword searches too. The lists take turns until there
-are enough adapters; every candidate is then compared with the prompt and all keywords.
+A long prompt's vector lies near no single concept of it, and a vector alone misses names. So four rankings are fused:
+whole prompt and keywords, each by meaning and by words. The prompt is compared with whole cards; a keyword also with
+the cards' names, short with short. Filters are part of each search; near-duplicates are folded before the limit.
 """
 
 from collections.abc import Sequence
-from itertools import islice, zip_longest
 
-import numpy as np
-
+from stylus import bm25, search_index
 from stylus.catalog import Catalog
 from stylus.embedder import Embedder
-from stylus.records import Filters, Match
+from stylus.ranking import fold, fuse
+from stylus.records import Adapter, Filters, Match
+from stylus.serving import Serving
 
 MOST_KEYWORDS = 32
 """Each costs an embedding and a search."""
+DEPTH = 150
+"""Candidates of each list, at least: so that the first ten are the same whether ten or a hundred are asked for."""
 
 
 class Retriever:
-    """Searches a catalog with the embedder that its adapters were embedded with."""
+    """Searches a catalog by the configured embedding model, or by the one before it until all is embedded again."""
 
     def __init__(self, catalog: Catalog, embedder: Embedder) -> None:
         self._catalog = catalog
-        self._embedder = embedder
+        self._serving = Serving(catalog, embedder)
 
     def retrieve(
         self,
@@ -32,32 +35,77 @@ class Retriever:
         filters: Filters = Filters(),  # noqa: B008 (frozen)
         limit: int = 150,
     ) -> list[Match]:
-        """At most `limit` adapters that pass `filters`, best first by the highest of their similarities to the prompt
-        and the keywords. Raises ModelUnavailable and DatabaseUnavailable."""
-        words = list(dict.fromkeys(keywords))[:MOST_KEYWORDS]
-        vectors = self._embedder.queries([prompt, *words])
-        model = self._embedder.name
-        lists = [self._catalog.nearest(vector, model, filters, limit) for vector in vectors]
-        turns = (found for rank in zip_longest(*lists) for found in rank if found is not None)
-        distinct = dict(islice({adapter.id: adapter for adapter, _ in turns}.items(), limit))
-        similarities = self._catalog.similarities(list(distinct), vectors, model)
+        """At most `limit` adapters that pass `filters`, best first. Fewer come only if fewer pass (near-duplicates
+        count once). Raises ModelUnavailable and DatabaseUnavailable."""
+        words = [word for word in dict.fromkeys(keywords) if word != prompt][:MOST_KEYWORDS]
+        texts = [prompt, *words]
+        model, vectors = self._serving.queries(texts)
+        depth = max(DEPTH, limit)
+        with self._catalog.reading() as connection:
+            among = search_index.facets(connection, filters)
+            while True:
+                cards = search_index.nearest(connection, vectors, model, among, depth)
+                names = search_index.nearest(connection, vectors[1:], model, among, depth, names=True)
+                spoken = search_index.lexical(connection, texts, among, depth)
+                alike = [
+                    cards[0].scores,
+                    *(_best(card.scores, name.scores) for card, name in zip(cards[1:], names, strict=True)),
+                ]
+                scores = _fused(alike, [found.scores for found in spoken])
+                adapters = self._catalog.get(scores)
+                kept = fold((id for id in scores if id in adapters), adapters)
+                if len(kept) >= limit or (cards[0].complete and spoken[0].complete):
+                    break
+                depth *= 2
+            first = list(kept)[:limit]
+            similarities = search_index.similarities(connection, first, vectors, model)
+        asked = {term for text in texts for term in bm25.terms(text)}
         matches = []
-        for id, adapter in distinct.items():
-            if id not in similarities:
-                continue  # deleted in the meantime
-            scores = np.clip(similarities[id], -1.0, 1.0)
-            best = int(np.argmax(scores))
+        for id in first:
+            cosines = [float(score) for score in similarities[id]] if id in similarities else []
             matches.append(
                 Match(
-                    adapter=adapter,
-                    score=float(scores[best]),
-                    prompt_score=float(scores[0]),
-                    keyword_scores=dict(zip(words, map(float, scores[1:]), strict=True)),
-                    why=_why(words[best - 1] if best else None, float(scores[best])),
+                    adapter=adapters[id],
+                    score=scores[id],
+                    prompt_score=cosines[0] if cosines else 0.0,
+                    keyword_scores=dict(zip(words, cosines[1:], strict=False)),  # empty without vectors
+                    lexical_score=spoken[0].scores.get(id, 0.0),
+                    folded=tuple(kept[id]),
+                    why=_why(adapters[id], asked, dict(zip(texts, cosines, strict=False))),
                 )
             )
-        return sorted(matches, key=lambda match: (-match.score, match.adapter.id))
+        return matches
 
 
-def _why(keyword: str | None, score: float) -> str:
-    return f"similar to the prompt ({score:.2f})" if keyword is None else f"similar to {keyword!r} ({score:.2f})"
+def _fused(alike: Sequence[dict[str, float]], spoken: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Prompt and keywords count the same, by meaning as by words; the keywords share their half."""
+    lists = [(list(alike[0]), 1.0), (list(spoken[0]), 1.0)]
+    lists += [(list(scores), 1 / (len(alike) - 1)) for scores in [*alike[1:], *spoken[1:]]]
+    return fuse(lists)
+
+
+def _best(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    both = {id: max(one.get(id, -1.0), other.get(id, -1.0)) for id in [*one, *other]}
+    return dict(sorted(both.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _why(adapter: Adapter, asked: set[str], cosines: dict[str, float]) -> str:
+    """The phrase of the card that shares most with what was asked, and what it is most similar to."""
+    fields = (
+        ("name", [adapter.name]),
+        ("trigger word", [part.strip() for word in adapter.trigger_words for part in word.split(",")]),
+        ("tag", adapter.tags),
+        ("description", [adapter.description] if adapter.description else []),
+    )
+    reasons = []
+    found = [(bm25.shared(phrase, asked), field, phrase) for field, phrases in fields for phrase in phrases]
+    most, field, phrase = max(found, key=lambda one: one[0])  # the first of equals
+    if most and field == "description":
+        reasons.append(f"its description says {', '.join(sorted(asked & set(bm25.terms(phrase))))}"[:80])
+    elif most:
+        reasons.append(f"{field} {phrase[:60]!r}")
+    if cosines:
+        text, cosine = max(cosines.items(), key=lambda pair: pair[1])
+        what = "the prompt" if text == next(iter(cosines)) else repr(text)
+        reasons.append(f"similar to {what} ({cosine:.2f})")
+    return ", ".join(reasons)

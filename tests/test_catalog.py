@@ -8,6 +8,7 @@ from stylus.catalog import Catalog, Entry
 from stylus.database import Database
 from stylus.errors import InvalidInput, NotFound
 from stylus.records import Adapter, BaseModelFamily, Category, Example, Filters, Kind, Rating
+from stylus.search_index import similarities
 
 EVERYTHING = Filters(ratings=frozenset(Rating), flagged=True)
 
@@ -168,10 +169,11 @@ def test_the_index_waits_for_enough_vectors_and_is_made_once(catalog: Catalog, d
     assert catalog.index("m", from_vectors=1)
     assert catalog.index("m", from_vectors=1)
     with database.connection() as connection:
-        found = connection.execute("select indexdef from pg_indexes where indexdef like '%hnsw%'").fetchall()
-    assert len(found) == 1
-    assert "halfvec(2)" in found[0][0]
-    assert "WHERE (model = 'm'::text)" in found[0][0]
+        found = connection.execute("select indexdef from pg_indexes where indexdef like '%hnsw%' order by 1").fetchall()
+    assert len(found) == 2
+    for (definition,), which in zip(found, ("(chunk >= 0)", "(chunk < 0)"), strict=True):
+        assert "halfvec(2)" in definition
+        assert f"WHERE ((model = 'm'::text) AND {which})" in definition
 
 
 def test_changed_content_drops_the_vectors_of_every_model_and_the_same_content_keeps_them(catalog: Catalog) -> None:
@@ -197,7 +199,8 @@ def test_adding_is_all_or_nothing(catalog: Catalog) -> None:
 
 def test_similarities_are_those_of_the_best_chunks(catalog: Catalog) -> None:
     catalog.add_embedded([entry(adapter("a:1"), unit(1, 0), unit(0, 1)), entry(adapter("a:2"), unit(-1, 0))], "m")
-    scores = catalog.similarities(["a:1", "a:2", "a:3"], np.stack([unit(1, 0), unit(0, 1)]), "m")
+    with catalog.reading() as connection:
+        scores = similarities(connection, ["a:1", "a:2", "a:3"], np.stack([unit(1, 0), unit(0, 1)]), "m")
     assert set(scores) == {"a:1", "a:2"}
     np.testing.assert_allclose(scores["a:1"], [1, 1], atol=1e-3)
     np.testing.assert_allclose(scores["a:2"], [-1, 0], atol=1e-3)

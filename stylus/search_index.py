@@ -1,0 +1,222 @@
+"""All SQL that finds adapters: nearest vectors, words, and the facets that both are filtered by.
+
+Few vectors pass: all of them are compared, which is exact. Many pass: an HNSW index per embedding model is walked, as
+deep as the filter makes necessary (pgvector's iterative scan). README, Decisions, has the figures behind both.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import psycopg
+from jaxtyping import Float32
+from pgvector import HalfVector
+from psycopg import sql
+
+from stylus import bm25
+from stylus.errors import InvalidInput
+from stylus.records import Filters
+
+Connection = psycopg.Connection[Any]
+Vectors = Float32[np.ndarray, "n d"]
+
+_STEP_COST = 16
+"""One more adapter out of the index takes as long as this many exact comparisons (measured, README)."""
+
+_BREADTH = 8 / 3
+"""hnsw.ef_search per result: how many neighbours the walk keeps in mind."""
+_MOST_BREADTH = 1000  # pgvector's own bound
+
+_WALKING = {
+    "hnsw.iterative_scan": "strict_order",
+    "hnsw.max_scan_tuples": 2**31 - 1,
+    "hnsw.scan_mem_multiplier": 16,
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_sort": "off",
+}
+"""Settings of the walk. Other plans are not forbidden, only made to look dear."""
+
+_NAMES, _PIECES = "chunk < 0", "chunk >= 0"
+
+
+@dataclass
+class Found:
+    """One list of candidates, best first."""
+
+    scores: dict[str, float] = field(default_factory=dict)
+    """Adapter id -> similarity in [-1, 1], or BM25 score above 0."""
+    complete: bool = True
+    """Whether everything that could be in the list is."""
+
+
+def facets(connection: Connection, filters: Filters) -> list[int]:
+    """The combinations of base model, rating, licence and so on that pass; embeddings and postings carry one each."""
+    parts: list[tuple[str, Any]] = [("rating = any(%s)", sorted(filters.ratings))]
+    if filters.base_model is not None:
+        parts.append(("base_model = %s", filters.base_model))
+    if filters.category is not None:
+        parts.append(("category = %s", filters.category))
+    if filters.kinds is not None:
+        parts.append(("kind = any(%s)", sorted(filters.kinds)))
+    if filters.licences is not None:
+        parts.append(("licence = any(%s)", [licence.lower()[:100] for licence in sorted(filters.licences)]))
+    if filters.has_file is not None:
+        parts.append(("has_file = %s", filters.has_file))
+    if filters.usable is not None:
+        parts.append(("(has_file or fetchable) = %s", filters.usable))
+    plain = ["not hidden"] if filters.flagged else ["not hidden", "not flagged"]
+    texts = [*plain, *(text for text, _ in parts)]
+    query = sql.SQL("select id from facets where {}").format(sql.SQL(" and ").join(map(sql.SQL, texts)))
+    return [id for (id,) in connection.execute(query, [value for _, value in parts])]
+
+
+def nearest(
+    connection: Connection, vectors: Vectors, model: str, among: Sequence[int], depth: int, *, names: bool = False
+) -> list[Found]:
+    """For each vector the adapters whose best piece is most similar, out of the `depth` nearest pieces of cards, or of
+    the names alone. `among`: the facets that pass. Raises InvalidInput for vectors of another dimension."""
+    if not among or not len(vectors):
+        return [Found() for _ in vectors]
+    walk = _prepare(connection, model, among, depth)
+    distance = sql.SQL("embedding::halfvec({0}) <=> asked.vector").format(sql.Literal(vectors.shape[1]))
+    # Model, dimension and chunk stand in the text, for only then does the planner see that the partial index fits.
+    # An order by something else than the distance itself is one that the index can't give.
+    query = sql.SQL(
+        "with asked as materialized (select place, text::halfvec({dimension}) as vector "
+        "from unnest(%s::text[]) with ordinality as given (text, place)) "
+        "select place, adapter, distance from asked cross join lateral (select adapter, {distance} as distance "
+        "from embeddings where model = {model} and {chunk} and facet = any(%s) order by {order} limit %s) as hits"
+    ).format(
+        dimension=sql.Literal(vectors.shape[1]),
+        distance=distance,
+        model=sql.Literal(model),
+        chunk=sql.SQL(_NAMES if names else _PIECES),
+        order=distance if walk else sql.SQL("({}) + 0").format(distance),
+    )
+    found, hits = [Found() for _ in vectors], [0] * len(vectors)
+    try:
+        rows = connection.execute(query, [list(map(as_text, vectors)), list(among), depth], prepare=False).fetchall()
+    except psycopg.errors.DataException as error:
+        raise InvalidInput(
+            f"The query vector has {vectors.shape[1]} numbers, the catalog's vectors of {model} have others. Run "
+            "`stylus embed` to embed the adapters again, or ingest them again with this embedding model."
+        ) from error
+    if walk:
+        connection.execute("; ".join(f"set local {name} to default" for name in _WALKING), prepare=False)
+    for place, adapter, distance_found in rows:
+        hits[place - 1] += 1
+        similarity, scores = 1 - float(distance_found), found[place - 1].scores
+        scores[adapter] = max(similarity, scores.get(adapter, -1.0))
+    for one, count in zip(found, hits, strict=True):
+        one.complete = count < depth
+        one.scores = _ranked(one.scores)
+    return found
+
+
+def similarities(connection: Connection, ids: Sequence[str], vectors: Vectors, model: str) -> Mapping[str, np.ndarray]:
+    """Of each adapter's best piece to each vector: cosine similarities in [-1, 1]. Without vectors: absent."""
+    query = """
+        with asked as materialized (
+            select place, text::halfvec as vector from unnest(%s::text[]) with ordinality as given (text, place)
+        )
+        select adapter, array_agg(similarity order by place) from (
+            select adapter, place, max(1 - (embedding <=> vector)) as similarity
+            from embeddings cross join asked where model = %s and adapter = any(%s) and chunk >= 0 group by 1, 2
+        ) as best group by 1
+    """
+    rows = connection.execute(query, [list(map(as_text, vectors)), model, list(ids)])
+    return {id: np.clip(np.asarray(found, np.float32), -1, 1) for id, found in rows}
+
+
+def lexical(connection: Connection, texts: Sequence[str], among: Sequence[int], depth: int) -> list[Found]:
+    """For each text the `depth` adapters with the highest BM25 scores, of those that share a word with it.
+
+    The postings come once, as one array a term, and are summed here: for a prompt with its keywords, whose words are
+    the same, that takes a fifth of the time of a sum in SQL.
+    """
+    asked = [bm25.terms(text) for text in texts]
+    words = sorted({term for terms in asked for term in terms})
+    if not among or not words:
+        return [Found() for _ in texts]
+    stems = dict(connection.execute("select word, stem(word) from unnest(%s::text[]) as word", [words]).fetchall())
+    total = connection.execute("select documents, length from collection").fetchone()
+    documents, length = total if total else (0, 0.0)
+    rows = connection.execute(
+        """
+        select term, count(*), array_agg(number) filter (where passes), array_agg(frequency) filter (where passes),
+            array_agg(length) filter (where passes)
+        from (select *, facet = any(%s) as passes from postings where term = any(%s)) as found group by term
+        """,
+        [list(among), sorted(set(stems.values()))],
+    ).fetchall()
+    postings: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for term, holding, numbers, frequency, lengths in rows:
+        parts = bm25.saturated(
+            np.asarray(frequency or [], np.float64), np.asarray(lengths or [], np.float64), length / max(documents, 1)
+        )
+        weight = bm25.inverse_document_frequency(holding, documents)
+        postings[term] = np.asarray(numbers or [], np.int64), parts * weight
+    best = [_sums([postings[stem] for stem in {stems[t] for t in terms} if stem in postings], depth) for terms in asked]
+    wanted = sorted({number for numbers, _ in best for number in numbers.tolist()})
+    ids = dict(connection.execute("select number, adapter from documents where number = any(%s)", [wanted]).fetchall())
+    return [
+        Found(
+            _ranked({ids[n]: s for n, s in zip(numbers.tolist(), scores.tolist(), strict=True) if n in ids}),
+            complete=len(numbers) < depth,
+        )
+        for numbers, scores in best
+    ]
+
+
+def index_names(model: str) -> dict[str, str]:
+    """Name of each HNSW index of a model -> which vectors it holds."""
+    digest = hashlib.sha256(model.encode()).hexdigest()[:16]
+    return {f"embeddings_{digest}": _PIECES, f"embeddings_names_{digest}": _NAMES}
+
+
+def as_text(vector: np.ndarray) -> str:
+    return str(HalfVector(vector).to_text())
+
+
+def _prepare(connection: Connection, model: str, among: Sequence[int], depth: int) -> bool:
+    """Whether to walk the index. Comparing all of `passing` vectors takes time as `passing`; the walk, which meets
+    vectors near and far alike, as depth x all / passing."""
+    names = list(index_names(model))
+    found = connection.execute(
+        "select coalesce(sum(reltuples), 0)::float8 from pg_class where oid = to_regclass(%s)", [names[0]]
+    ).fetchone()
+    everything = found[0] if found else 0.0
+    if everything <= 0:
+        return False
+    plan = connection.execute(
+        "explain (format json) select from embeddings where model = %s and facet = any(%s)",
+        [model, list(among)],
+        prepare=False,
+    ).fetchone()
+    passing = plan[0][0]["Plan"]["Plan Rows"] if plan else 0
+    if passing * passing < _STEP_COST * depth * everything:
+        return False
+    breadth = min(_MOST_BREADTH, max(40, math.ceil(depth * _BREADTH)))
+    settings = {"hnsw.ef_search": breadth, **_WALKING}
+    connection.execute("; ".join(f"set local {name} = {value}" for name, value in settings.items()), prepare=False)
+    return True
+
+
+def _sums(postings: Sequence[tuple[np.ndarray, np.ndarray]], depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """The documents with the highest sums of their parts, in no order, with these sums."""
+    if not postings:
+        return np.zeros(0, np.int64), np.zeros(0)
+    numbers, place = np.unique(np.concatenate([numbers for numbers, _ in postings]), return_inverse=True)
+    scores = np.bincount(place, np.concatenate([parts for _, parts in postings]), len(numbers))
+    if len(numbers) > depth:
+        kept = np.argpartition(-scores, depth - 1)[:depth]
+        numbers, scores = numbers[kept], scores[kept]
+    return numbers, scores
+
+
+def _ranked(scores: Mapping[str, float]) -> dict[str, float]:
+    return dict(sorted(scores.items(), key=lambda pair: (-pair[1], pair[0])))
