@@ -132,10 +132,8 @@ class Catalog:
             }
 
     def index(self, model: str, *, from_vectors: int = INDEX_FROM) -> bool:
-        """Reads the words of adapters that were read by older rules, and makes the indexes of a model's vectors if
-        there are enough of them; tells whether there are some now. Searches and ingestions go on meanwhile."""
-        while self._read_words_again():
-            pass
+        """Makes the indexes of a model's vectors if there are enough of them; tells whether there are some now.
+        Searches and ingestions go on meanwhile."""
         with self._database.connection() as connection:
             connection.commit()
             connection.autocommit = True  # an index that keeps nobody waiting can't be made inside a transaction
@@ -144,15 +142,17 @@ class Catalog:
             finally:
                 connection.autocommit = False
 
-    def _read_words_again(self, limit: int = 500) -> bool:
+    def read_words(self, limit: int = 500) -> int:
+        """Makes the postings of at most `limit` adapters that have none, or have those of another version's rules;
+        returns how many there were."""
         query = sql.SQL("""
             select {} from adapters where not exists (select from documents where adapter = id and rules = %s)
-            order by id limit %s for no key update
+            order by id limit %s for no key update skip locked
         """).format(_COLUMNS)
         with self._database.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
             found = [_adapter(row) for row in cursor.execute(query, [bm25.rules(), limit])]
             _keep_words(connection, found)
-        return bool(found)
+        return len(found)
 
     def coverage(self) -> tuple[int, dict[str, int]]:
         """How many adapters there are, and how many of them have vectors of each embedding model."""
