@@ -62,7 +62,7 @@ class Backend:
             return self._opened
 
     def open_soon(self) -> None:
-        """Starts to open and to warm up, in the background."""
+        """Starts to open and to warm up in the background, and then to embed what the embedding model lacks."""
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def _warm_up(self) -> None:
@@ -70,6 +70,14 @@ class Backend:
             self.stylus.embedder.queries(["warm up"])
         except StylusError as error:
             logger.warning("Not ready yet: %s", error)  # each call tries again and tells its caller
+            return
+        from stylus.reembedding import embed_all
+
+        try:
+            embed_all(self.stylus.catalog, self.stylus.embedder, stop=self.closing)
+        except StylusError as error:
+            if not self.closing.is_set():
+                logger.warning("Not all adapters could be embedded: %s Run `stylus embed` to go on.", error)
 
     def check(self) -> None:
         """Raises DatabaseUnavailable if the database does not answer."""

@@ -37,6 +37,9 @@ from stylus.postgres_account import Account
 START_SECONDS = 60.0
 """How long a start may take before it is given up: crash recovery of a large catalog is the slow case."""
 
+_MOST_BUFFERS = 2**30
+"""Bytes of Postgres's cache, taken as they are used: 100,000 vectors with their index fill a quarter of it."""
+
 _SOCKET_PATH_BYTES = 90
 """Unix socket paths end at 104 (macOS) or 108 bytes (Linux), the socket's own name included."""
 
@@ -235,6 +238,7 @@ class EmbeddedPostgres:
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
         options = f"-c listen_addresses='' -c unix_socket_permissions=0700 -k '{self._socket}' -p 5432"
+        options += f" -c shared_buffers={min(_MOST_BUFFERS, psutil.virtual_memory().total // 8) >> 20}MB"
         if sys.platform == "linux":
             options += " -c recovery_init_sync_method=syncfs"
         deadline = time.monotonic() + 15.0

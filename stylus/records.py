@@ -163,7 +163,9 @@ class Filters(Record):
     usable: bool | None = None
     """Whether they lie here or can be fetched when they are first used."""
     flagged: bool = False
-    """True also finds adapters with a quality flag. Hidden ones are never found."""
+    """True also finds adapters with a quality flag."""
+    hidden: bool = False
+    """True also finds hidden ones: for whoever tends the catalog, never for a composer."""
 
 
 class Match(Record):

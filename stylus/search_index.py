@@ -68,7 +68,7 @@ def facets(connection: Connection, filters: Filters) -> list[int]:
         parts.append(("has_file = %s", filters.has_file))
     if filters.usable is not None:
         parts.append(("(has_file or fetchable) = %s", filters.usable))
-    plain = ["not hidden"] if filters.flagged else ["not hidden", "not flagged"]
+    plain = [text for text, shown in (("not hidden", filters.hidden), ("not flagged", filters.flagged)) if not shown]
     texts = [*plain, *(text for text, _ in parts)]
     query = sql.SQL("select id from facets where {}").format(sql.SQL(" and ").join(map(sql.SQL, texts)))
     return [id for (id,) in connection.execute(query, [value for _, value in parts])]

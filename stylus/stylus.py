@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 MAX_PROMPT = 10_000
 """Characters. Text encoders read 77 tokens or a few hundred: more is a mistake, not a prompt."""
 MAX_ADAPTERS = 20
+MAX_MATCHES = 10_000
 CANDIDATES = 150
 """How many matches the composer sees (paper, section 3.2)."""
 
@@ -73,10 +74,12 @@ class Stylus:
             return self._generator
 
     def search(self, query: str, *, filters: Filters | None = None, limit: int = 10) -> list[Match]:
-        """The adapters nearest to `query`, best first."""
-        if not 1 <= limit <= CANDIDATES:
-            raise InvalidInput(f"limit is {limit}: ask for 1 to {CANDIDATES} adapters.")
-        return self.retriever.retrieve(clean_prompt(query), filters=filters or Filters(), limit=limit)
+        """The adapters nearest to `query`, by meaning and by words, best first."""
+        if not 1 <= limit <= MAX_MATCHES:
+            raise InvalidInput(f"limit is {limit}: ask for 1 to {MAX_MATCHES:,} adapters.")
+        prompt = clean_prompt(query)
+        found = search_terms(prompt)
+        return self.retriever.retrieve(prompt, keywords=found, filters=filters or Filters(), limit=limit)
 
     def compose(
         self,
