@@ -118,8 +118,8 @@ class Stylus:
         return composition
 
     def candidates(self, prompt: str, family: BaseModelFamily) -> list[Match]:
-        """What the composer chooses from: adapters of the family with a weight file here."""
-        filters = Filters(base_model=family, has_file=True)
+        """What the composer chooses from: adapters of the family whose weights are here or can be fetched."""
+        filters = Filters(base_model=family, usable=True)
         return self.retriever.retrieve(prompt, keywords=search_terms(prompt), filters=filters, limit=CANDIDATES)
 
     def _tasks_of(self, picks: Sequence[Pick], family: BaseModelFamily) -> tuple[Task, ...]:
@@ -168,12 +168,17 @@ class Stylus:
         job_id: str | None = None,
         **options: Any,
     ) -> list[ImageRecord]:
-        """Renders here and now, saves the PNG files and their history, and returns the records, in image order.
+        """Renders here and now, saves the PNG files and their history, and returns the records, in image order. Weights
+        that are not here yet are fetched from their source before.
 
         Raises AdapterFileError, CheckpointError, GenerationError or StorageError; Cancelled if `on_progress` raises it.
         """
         request = what if isinstance(what, Request) else self.request(what, **options)
         adapters = self.catalog.require([choice.adapter_id for choice in request.composition.choices])
+        if request.masks is not MaskMode.NONE and any(adapter.download for adapter in adapters):
+            from stylus.fetching import Fetcher  # it brings an HTTP client along, which most runs don't need
+
+            adapters = Fetcher(self.settings, self.catalog).fetch(adapters, on_progress)
         rendered = self.generator.render(request, {adapter.id: adapter for adapter in adapters}, on_progress)
         records = [self._keep(image, request, job_id) for image in rendered]
         self.history.save_images(records)

@@ -34,7 +34,7 @@ def ingest_folder(
     with Stylus() as stylus, progress_bar() as on_progress:
         files = Files(stylus.database)
         report = ingest_folder(path, stylus.catalog, files, stylus.embedder, note, on_progress)
-    _show_report(report.model_dump(mode="json"), problems, as_json)
+    show_report(report.model_dump(mode="json"), problems, as_json)
 
 
 @ingest_app.command("pocket")
@@ -45,10 +45,10 @@ def ingest_the_pocket(as_json: AsJson = False) -> None:
 
     with Stylus() as stylus, progress_bar() as on_progress:
         report = ingest_pocket(stylus.catalog, stylus.embedder, on_progress)
-    _show_report(report.model_dump(mode="json"), [], as_json)
+    show_report(report.model_dump(mode="json"), [], as_json)
 
 
-def _show_report(report: dict[str, Any], problems: list[dict[str, str]], as_json: bool) -> None:
+def show_report(report: dict[str, Any], problems: list[dict[str, str]], as_json: bool) -> None:
     if as_json:
         print_json({**report, "problems": problems})
     else:

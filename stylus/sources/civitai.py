@@ -8,14 +8,13 @@ are first used. Everything in the answers is text from strangers, and any field 
 import contextlib
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ValidationError
 
@@ -61,6 +60,12 @@ class Civitai:
     @classmethod
     def open(cls, settings: Settings) -> "Civitai":
         return cls(open_web(settings), settings.data / "civitai")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._web.close()
 
     def pages(
         self,
@@ -247,7 +252,6 @@ def _read_place(path: Path) -> tuple[str, int]:
 
 
 def _write_place(path: Path, cursor: str, models: int) -> None:
+    # written half, it counts as none: the search starts over, which costs time and nothing else
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(f".{os.getpid()}.new")
-    new.write_text(json.dumps({"cursor": cursor, "models": models}), "utf-8")
-    new.replace(path)
+    path.write_text(json.dumps({"cursor": cursor, "models": models}), "utf-8")
