@@ -11,14 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
+from stylus.base_models import family_by_name
 from stylus.errors import AdapterFileError
 from stylus.records import BaseModelFamily, Kind
-from stylus.safetensors_header import family_by_name, read_header
+from stylus.safetensors_header import read_header
 
 KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 DIFFUSERS = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 PEFT = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 OLD = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora"
+
+
+SD15, SDXL, FLUX = BaseModelFamily.SD15, BaseModelFamily.SDXL, BaseModelFamily.FLUX
 
 
 def write(path: Path, shapes: dict[str, tuple[int, ...]], metadata: dict[str, str] | None = None) -> Path:
@@ -41,6 +45,31 @@ def write(path: Path, shapes: dict[str, tuple[int, ...]], metadata: dict[str, st
         ({"transformer.transformer_blocks.0.attn.add_q_proj.lora_A.weight": (4, 1536)}, {}, BaseModelFamily.SD3),
         ({"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight": (4, 1536)}, {}, BaseModelFamily.SD3),
         ({f"{KOHYA}.lora_down.weight": (4, 1024)}, {}, None),
+        ({"lora_unet_joint_blocks_37_context_block_mlp_fc1.lora_down.weight": (4, 2432)}, {}, BaseModelFamily.SD3),
+        ({"transformer.transformer_blocks.18.attn.add_k_proj.lora_A.weight": (4, 3072)}, {}, BaseModelFamily.FLUX),
+        ({"lora_transformer_single_transformer_blocks_37_proj_out.lora_down.weight": (4, 15360)}, {}, FLUX),
+        ({"double_blocks.0.processor.qkv_lora1.down.weight": (4, 3072)}, {}, FLUX),
+        ({"diffusion_model.single_blocks.9.linear1.lora_A.weight": (4, 3072)}, {}, FLUX),
+        ({f"{KOHYA}.lokr_w1": (4, 8), f"{KOHYA}.lokr_w2_a": (80, 4), f"{KOHYA}.lokr_w2_b": (4, 96)}, {}, SD15),
+        (
+            {
+                "lora_unet_single_blocks_0_linear1.lokr_w1": (8, 8),
+                "lora_unet_single_blocks_0_linear1.lokr_w2": (8, 384),
+            },
+            {},
+            FLUX,
+        ),
+        ({"lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 2048)}, {}, SDXL),
+        ({"lora_unet_middle_block_1_transformer_blocks_7_attn1_to_k.lora_down.weight": (4, 1280)}, {}, SDXL),
+        ({"lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": (4, 768)}, {}, SD15),
+        # base models without a family here, though they share names and widths with one
+        ({"lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": (4, 1024)}, {}, None),
+        ({"lora_unet_double_blocks_19_img_attn_qkv.lora_down.weight": (4, 3072)}, {}, None),  # HunyuanVideo
+        ({"diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": (4, 6144)}, {}, None),  # Flux.2
+        ({"transformer_blocks.40.attn.add_q_proj.lora_A.weight": (4, 3072)}, {}, None),  # Qwen-Image
+        ({"transformer_blocks.3.img_mlp.net.0.proj.lora_A.weight": (4, 3072)}, {}, None),  # Qwen-Image
+        ({"transformer.joint_transformer_blocks.0.attn.add_q_proj.lora_A.weight": (4, 3072)}, {}, None),  # AuraFlow
+        ({"transformer_blocks.0.attn2.to_k.lora_A.weight": (4, 2048)}, {}, None),  # LTX
         ({"lora_unet_x.lora_down.weight": (4, 320)}, {"ss_base_model_version": "sdxl_base_v1-0"}, BaseModelFamily.SDXL),
         ({f"{KOHYA}.lora_down.weight": (4, 768)}, {"ss_base_model_version": "sdxl_base_v1-0"}, BaseModelFamily.SD15),
         ({"lora_unet_x.lora_down.weight": (4, 320)}, {}, None),
@@ -85,6 +114,12 @@ def test_a_whole_model_is_no_adapter(tmp_path: Path) -> None:
         ("SD 3.5", "sd3"),
         ("pocket", "pocket"),
         ("SD 2.1", None),
+        ("Flux.2 D", None),
+        ("Pony V7", None),
+        ("stable-diffusion-xl-v1-base/lora", "sdxl"),
+        ("flux-1-dev/lora", "flux"),
+        ("stable-diffusion-3-medium/lora", "sd3"),
+        ("v1-5-pruned-emaonly.safetensors", "sd15"),
         ("", None),
     ],
 )
@@ -98,6 +133,32 @@ def test_identity_follows_header_and_size(tmp_path: Path) -> None:
     other = read_header(write(tmp_path / "3.safetensors", {"lora_a": (2, 3)}))
     assert one.identity == same.identity != other.identity
     assert one.bytes == (tmp_path / "1.safetensors").stat().st_size
+
+
+def test_identity_looks_at_the_tensors_where_the_header_holds_no_hash_of_them(tmp_path: Path) -> None:
+    def identity(place: int, metadata: dict[str, str] | None = None) -> str:
+        tensor = np.zeros(200_000, np.uint8)
+        tensor[place] = 1
+        save_file({"lora_a": tensor}, tmp_path / "x.safetensors", metadata)
+        return read_header(tmp_path / "x.safetensors").identity
+
+    assert len({identity(place) for place in (0, 100_000, 199_999)}) == 3
+    assert identity(0, {"ss_output_name": "x"}) != identity(1, {"ss_output_name": "x"})
+    hashed = {"sshs_model_hash": "ab" * 32}
+    assert identity(0, hashed) == identity(1, hashed) != identity(1, {"sshs_model_hash": "cd" * 32})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "metadata", "rank"),
+    [
+        ({f"{n}.lora_A.weight": (r, 9) for n, r in enumerate((4, 8, 8))}, {"ss_network_dim": "99"}, 8),
+        ({f"{KOHYA}.hada_w1_b": (6, 768), f"{KOHYA}.hada_w1_a": (320, 6)}, {}, 6),
+        ({f"{KOHYA}.lokr_w1": (4, 4)}, {"ss_network_dim": "16"}, 16),
+        ({f"{KOHYA}.lokr_w1": (4, 4)}, {"ss_network_dim": "many"}, None),
+    ],
+)
+def test_rank(tmp_path: Path, shapes: dict[str, tuple[int, ...]], metadata: dict[str, str], rank: int | None) -> None:
+    assert read_header(write(tmp_path / "a.safetensors", shapes, metadata)).rank == rank
 
 
 GOOD = save({"lora_a": np.ones((2, 2), np.float32)})
