@@ -84,7 +84,8 @@ class Scope:
 _FROM = "adapters a left join refinements r on r.adapter = a.id and r.content_hash = a.content_hash"
 _IN_SCOPE = "(a.id = any(%(only)s) or %(only)s::text[] is null and not a.hidden and not a.missing)"
 _PAID = "(r.model = %(model)s and r.refined_at >= coalesce(%(since)s::timestamptz, '-infinity')) is true"
-_DONE = f"({_PAID} and r.applied and a.refined)"
+# an adapter that came refined from an export was paid for elsewhere
+_DONE = f"(a.refined and ({_PAID} and r.applied or r.adapter is null and %(since)s::timestamptz is null))"
 _COUNT = f"select count(*), count(*) filter (where {_DONE}) from {_FROM} where {_IN_SCOPE}"  # noqa: S608
 _NEXT = f"""
 select a.id from {_FROM} where {_IN_SCOPE} and not {_DONE} and a.id > %(after)s order by a.id limit %(limit)s

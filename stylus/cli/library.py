@@ -1,7 +1,7 @@
 """Commands on the catalog: fill it and search it."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -9,7 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from stylus.cli.output import AsJson, BaseModelOption, add_row, print_json, progress_bar, terminal
+from stylus.errors import InvalidInput
 from stylus.records import Category, Filters, Kind, Rating
+
+if TYPE_CHECKING:
+    from stylus.refining import RefineReport
 
 app = typer.Typer()
 ingest_app = typer.Typer(no_args_is_help=True, help="Put adapters into the catalog.")
@@ -57,6 +61,57 @@ def show_report(report: dict[str, Any], problems: list[dict[str, str]], as_json:
             terminal.print(Text.assemble((problem["file"], "yellow"), f": {problem['reason']}"), soft_wrap=True)
     if problems:
         raise typer.Exit(3)
+
+
+@app.command()
+def refine(
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many cards.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Id of an adapter; repeat it.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also what this model has refined before.")] = False,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Cards at once; 4, or 100 with --batch.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="US dollars after which no card is begun.")] = None,
+    batch: Annotated[bool, typer.Option("--batch", help="The provider's batch mode: cheaper, up to a day.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let the vision model STYLUS_VISION look at cards and their pictures, and write what the adapters really do."""
+    from stylus.refinements import Refinements
+    from stylus.refiner import open_vision
+    from stylus.refining import Options, open_pictures, refine
+    from stylus.stylus import Stylus
+
+    options = Options(tuple(only) if only else None, again, limit, concurrency, max_cost, batch)
+    with Stylus() as stylus, progress_bar() as on_progress:
+        stylus.catalog.require(only or [])
+        report = refine(
+            Refinements(stylus.database),
+            stylus.embedder,
+            open_vision(stylus.settings),
+            open_pictures(stylus.settings),
+            options,
+            on_progress,
+            name=stylus.settings.vision,
+        )
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        _show_refined(report)
+    if report.failed:
+        raise typer.Exit(3)
+
+
+def _show_refined(report: "RefineReport") -> None:
+    counts = {name: getattr(report, name) for name in ("refined", "kept", "unchanged", "elsewhere")}
+    cost = "cost unknown" if report.cost is None else f"{report.cost:.4f} US dollars"
+    terminal.print(
+        f"{', '.join(f'{count} {what}' for what, count in counts.items())}, {len(report.failed)} failed; "
+        f"{report.requests} requests, {report.input_tokens:,} tokens in, {report.output_tokens:,} out, {cost}"
+    )
+    if report.stopped is not None:
+        terminal.print(Text(f"Stopped: {report.stopped}. Run it again to go on.", "yellow"), soft_wrap=True)
+    for mended in report.mended:
+        terminal.print(Text.assemble((mended.id, "yellow"), f": mended: {' '.join(mended.what)}"), soft_wrap=True)
+    for failure in report.failed:
+        terminal.print(Text.assemble((failure.id, "red"), f": {failure.reason}"), soft_wrap=True)
 
 
 @app.command()
@@ -116,3 +171,59 @@ def embed(as_json: AsJson = False) -> None:
         print_json({"model": model, "embedded": done, "covered": covered, "adapters": total})
     else:
         terminal.print(f"{done} embedded now; {covered.get(model, 0)} of {total} have vectors of {model}.")
+
+
+@app.command()
+def weight(
+    id: Annotated[str | None, typer.Argument(help="An adapter; none: show the weights that were set.")] = None,
+    value: Annotated[float | None, typer.Argument(help="-4 to 4; 1 is as trained, 0 is off.")] = None,
+    forget: Annotated[bool, typer.Option("--forget", help="Back to the recommended weight.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remember a weight of your own for an adapter: compositions use it instead of the recommended one."""
+    from stylus.stylus import Stylus
+
+    with Stylus() as stylus:
+        if id is not None and forget:
+            stylus.preferences.forget_weight(id)
+        elif id is not None and value is not None:
+            stylus.catalog.require([id])
+            stylus.preferences.set_weight(id, value)
+        weights = stylus.preferences.weights(None if id is None else [id])
+    if as_json:
+        print_json(weights)
+        return
+    table = Table("id", "your weight")
+    for adapter, own in weights.items():
+        add_row(table, adapter, f"{own:g}")
+    Console().print(table if weights else "No weight of your own: the recommended one is used.")
+
+
+@app.command()
+def pair(
+    first: Annotated[str | None, typer.Argument(help="An adapter; none: show all flagged pairs.")] = None,
+    second: Annotated[str | None, typer.Argument(help="The adapter that must not be used with it.")] = None,
+    reason: Annotated[str, typer.Option(help="Why, for whoever wonders later.")] = "flagged by hand",
+    forget: Annotated[bool, typer.Option("--forget", help="Let them be used together again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remember that two adapters must not be used together: compositions leave one of them out, and say so."""
+    from stylus.stylus import Stylus
+
+    if (first is None) != (second is None):
+        raise InvalidInput("Pass both adapters of a pair, or none to see the pairs there are.")
+    with Stylus() as stylus:
+        if first is not None and second is not None:
+            if forget:
+                stylus.preferences.forget_pair(first, second)
+            else:
+                stylus.catalog.require([first, second])
+                stylus.preferences.flag_pair(first, second, reason)
+        pairs = stylus.preferences.pairs()
+    if as_json:
+        print_json([{"adapters": both, "reason": why} for both, why in pairs.items()])
+        return
+    table = Table("adapter", "must not meet", "because")
+    for (one, other), why in pairs.items():
+        add_row(table, one, other, why)
+    Console().print(table if pairs else "No pair is flagged.")
