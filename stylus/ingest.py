@@ -183,7 +183,7 @@ def _read(
         try:
             yield file, *read_card(file.path, on_problem=on_problem)
         except AdapterFileError as error:
-            on_problem(file.path, str(error))
+            on_problem(file.path, str(error).removeprefix(f"{file.path} "))
             if isinstance(error.__cause__, OSError):
                 shelf.leave(file.path)
 

@@ -30,7 +30,8 @@ class Finding(Record):
     count: int
     """Adapters."""
     ids: tuple[str, ...] = ()
-    """The first of them."""
+    names: tuple[str, ...] = ()
+    """Of the first of them."""
     mend: str
     """The command that mends it, or what to do before it does."""
 
@@ -83,16 +84,16 @@ def examine_library(database: Database) -> list[Finding]:
     """One finding of each kind, also where there is nothing to find. Raises DatabaseUnavailable."""
     with database.connection() as connection:
         findings = [
-            _finding(what, [row[0] for row in connection.execute(_select(condition))], mend)
+            _finding(what, connection.execute(_select(condition)).fetchall(), mend)
             for what, condition, mend in _QUERIES
         ]
         files = connection.execute(
-            "select id, file, missing from adapters where file is not null order by id"
+            "select id, name, file, missing from adapters where file is not null order by id"
         ).fetchall()
-    gone = [(id, file) for id, file, missing in files if missing or not Path(file).exists()]
-    folder = _nearest_folder([file for _, file in gone])
+    gone = [(id, name, file) for id, name, file, missing in files if missing or not Path(file).exists()]
+    folder = _nearest_folder([file for _, _, file in gone])
     mend = f"mount their disk or put them back, then stylus ingest folder {shlex.quote(str(folder))}"
-    return [_finding("missing files", [id for id, _ in gone], mend), *findings]
+    return [_finding("missing files", [(id, name) for id, name, _ in gone], mend), *findings]
 
 
 def check_files(database: Database, on_progress: OnProgress | None = None) -> None:
@@ -140,15 +141,18 @@ def fault_of(path: Path) -> str | None:
 
 
 def _select(condition: str) -> str:
-    return f"select id from adapters a where not hidden and {condition} order by id"  # noqa: S608 (ours, above)
+    return f"select id, name from adapters a where not hidden and {condition} order by id"  # noqa: S608 (ours, above)
 
 
 def _flag(connection: psycopg.Connection[tuple[object, ...]], id: str, quality: str | None) -> None:
     connection.execute("update adapters set quality = %s, updated_at = now() where id = %s", [quality, id])
 
 
-def _finding(what: str, ids: Sequence[str], mend: str) -> Finding:
-    return Finding(what=what, count=len(ids), ids=tuple(ids[:_SHOWN]), mend=mend)
+def _finding(what: str, adapters: Sequence[tuple[str, str]], mend: str) -> Finding:
+    shown = adapters[:_SHOWN]
+    return Finding(
+        what=what, count=len(adapters), ids=tuple(id for id, _ in shown), names=tuple(n for _, n in shown), mend=mend
+    )
 
 
 def _nearest_folder(files: Sequence[str]) -> Path:

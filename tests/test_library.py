@@ -66,6 +66,7 @@ def test_each_trouble_is_counted_and_has_its_remedy(database: Database, tmp_path
     }
     assert findings["missing files"].mend.endswith(f"stylus ingest folder '{root / 'deep'}'")
     assert findings["missing files"].ids[0].startswith("file:")
+    assert findings["missing files"].names == ("gone",)
 
 
 def test_files_that_cant_be_right_are_flagged_until_they_are_mended(database: Database, tmp_path: Path) -> None:

@@ -30,12 +30,12 @@ def serve(
 @app.command()
 def worker() -> None:
     """Work on queued generations: run it on each GPU machine, with the same database and image store."""
-    from stylus.jobs import Jobs
     from stylus.stylus import Stylus
+    from stylus.worker import Worker
 
     with Stylus() as stylus:
         terminal.print("Working on queued generations. Stop with Ctrl-C.")
-        Jobs(stylus).run_worker()
+        Worker(stylus).run()
 
 
 @app.command()
@@ -80,9 +80,9 @@ def _examine_library(deep: bool, as_json: bool) -> None:
         return
     table = Table("adapters", "what", "for example", "what mends it")
     for finding in findings:
-        colour = "yellow" if finding.count else "green"
-        add_row(table, Text(f"{finding.count:,}", colour), finding.what, "\n".join(finding.ids[:2]), finding.mend)
-    Console().print(table)
+        if finding.count:
+            add_row(table, f"{finding.count:,}", finding.what, "\n".join(finding.names[:3]), finding.mend)
+    Console().print(table if table.row_count else "Nothing is wrong with the adapters of the catalog.")
 
 
 @db_app.command()
