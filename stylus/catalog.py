@@ -205,6 +205,15 @@ class Catalog:
         adapters = self.get(found.scores)
         return [(adapters[id], score) for id, score in found.scores.items() if id in adapters][:limit]
 
+    def sample(self, filters: Filters, count: int, seed: int | str) -> list[Adapter]:
+        """`count` adapters that pass `filters`, drawn by chance: the same seed draws the same from the same catalog."""
+        query = sql.SQL("select {} from adapters where facet = any(%s) order by md5(id || %s), id limit %s").format(
+            _COLUMNS
+        )
+        with self.reading() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            among = search_index.facets(connection, filters)
+            return [_adapter(row) for row in cursor.execute(query, [among, str(seed), count])]
+
     def reading(self) -> AbstractContextManager[psycopg.Connection[Any]]:
         """A transaction for the functions of `search_index`."""
         return self._database.connection()

@@ -116,13 +116,13 @@ class ModelComposer:
         try:
             reply, notes = self._ask(asked, on_progress)
         except ModelUnavailable as error:
-            usage = _usage(asked.usage, time.monotonic() - start)
+            usage = as_usage(asked.usage, time.monotonic() - start)
             draft = self.fallback.compose(prompt, matches, limits, temperature, seed, on_progress)
             notes = (f"{error} The {draft.composer} composer chose.", *draft.notes)
-            return Draft(draft.tasks, draft.composer, notes, _sum(usage, draft.usage))
+            return Draft(draft.tasks, draft.composer, notes, usage + draft.usage)
         tasks, problems = settle(reply.proposals(), prompt, asked.candidates, limits)
         notes = (*notes, *(f"Left out: {problem}" for problem in problems))
-        draft = Draft(tasks, self.name, notes, _usage(asked.usage, time.monotonic() - start))
+        draft = Draft(tasks, self.name, notes, as_usage(asked.usage, time.monotonic() - start))
         if self.cache and key:
             self.cache.put(key, _DRAFTS.dump_json(draft).decode(), revision)
         return draft
@@ -215,24 +215,14 @@ def _kept(cache: CompositionCache, key: str) -> Draft | None:
     return Draft(draft.tasks, draft.composer, draft.notes, Usage(from_cache=True))
 
 
-def _usage(usage: RunUsage, seconds: float) -> Usage:
+def as_usage(usage: RunUsage, seconds: float = 0.0) -> Usage:
+    """What pydantic-ai counted, as our record."""
     return Usage(
         requests=usage.requests,
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
         seconds=round(seconds, 3),
         cost=None if usage.cost is None else float(usage.cost),
-    )
-
-
-def _sum(first: Usage, second: Usage) -> Usage:
-    costs = [usage.cost for usage in (first, second) if usage.cost is not None]
-    return Usage(
-        requests=first.requests + second.requests,
-        input_tokens=first.input_tokens + second.input_tokens,
-        output_tokens=first.output_tokens + second.output_tokens,
-        seconds=first.seconds + second.seconds,
-        cost=sum(costs) if costs else None,
     )
 
 

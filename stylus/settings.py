@@ -24,7 +24,10 @@ class Settings(BaseSettings):
     )
     store: str | None = Field(None, description="fsspec URL of the image store; unset: <data>/images")
     embedder: str | None = Field(None, description="pydantic-ai embedding model; unset: all-MiniLM-L6-v2, shipped")
-    composer: str = Field("lexical", description="`lexical`, or a pydantic-ai model: `anthropic:claude-sonnet-5-5`")
+    composer: str = Field("lexical", description="`lexical`, or pydantic-ai models, separated by commas")
+    reranker: str | None = Field(
+        None, description="cross-encoder `sentence-transformers:FOLDER_OR_HUB_ID`, or a pydantic-ai model; unset: none"
+    )
     vision: str | None = Field(None, description="pydantic-ai model of the refiner; unset: cards as they are")
     checkpoints: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
