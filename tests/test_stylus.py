@@ -8,9 +8,10 @@ from PIL import Image
 
 from stylus.errors import Cancelled, InvalidInput, NotFound
 from stylus.ingest import ingest_pocket
+from stylus.pictures import image_id
 from stylus.records import BaseModelFamily, Filters, Pick, Progress
 from stylus.settings import Settings
-from stylus.stylus import Stylus, image_id
+from stylus.stylus import Stylus
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ They are kept in the image store as PNG under the SHA-256 of those bytes, so tha
 nothing of the original file (position, camera) is kept.
 """
 
-import hashlib
 import io
 import warnings
 from dataclasses import dataclass
@@ -55,8 +54,9 @@ def clean_mask(data: bytes) -> bytes:
     return _png(grey)
 
 
-def picture_id(png: bytes) -> str:
-    return hashlib.sha256(png).hexdigest()
+def kept(png: bytes) -> Image.Image:
+    """A picture or mask that was cleaned before."""
+    return _opened(png, "picture")
 
 
 def fitted(inputs: Inputs, width: int | None, height: int | None, multiple: int) -> tuple[Inputs, str | None]:

@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,17 @@ def load(location: str) -> Image.Image:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise StorageError(f"the image {location} can't be read: {reason(error)}") from error
     return image
+
+
+def noted(rendered: "Rendered", note: str) -> "Rendered":
+    """The same with one note more, also in its record."""
+    notes = (*rendered.notes, note)
+    return replace(rendered, notes=notes, provenance={**rendered.provenance, "notes": list(notes)})
+
+
+def blank(rendered: "Rendered") -> "Rendered":
+    """A grey picture in its place."""
+    return replace(rendered, image=Image.new("RGB", rendered.image.size, "grey"))
 
 
 def read(location: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from PIL import Image
 from stylus.errors import InvalidInput, NotFound, StorageError
 from stylus.generation.generator import Generator, Rendered
 from stylus.generation.provenance import load, read, save
-from stylus.records import Adapter, MaskMode, Request
+from stylus.records import Adapter, Request
 from tests.generation import tiny
 
 COMPOSITION = tiny.composition({"both": 0.8}, {"locon": 0.7}, prompt='a "cat", 猫', words={"both": "zzz"})

@@ -20,13 +20,19 @@ Factors = dict[str, dict[str, tuple[Tensor, Tensor]]]
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
 
 
-def write_pipeline(folder: Path, seed: int = 0, widths: tuple[int, int] = (32, 64)) -> None:
-    torch.manual_seed(seed)
+def write_vocabulary(folder: Path) -> CLIPTokenizer:
+    """A tokenizer of single letters that reads 22 of them at once."""
     letters = "abcdefghijklmnopqrstuvwxyz,"
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps({token: n for n, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=24)
+
+
+def write_pipeline(folder: Path, seed: int = 0, widths: tuple[int, int] = (32, 64)) -> None:
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True)
+    tokenizer = write_vocabulary(folder)
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL(
             block_out_channels=(8, 8, 8, 8),
@@ -37,18 +43,18 @@ def write_pipeline(folder: Path, seed: int = 0, widths: tuple[int, int] = (32, 6
         ),
         text_encoder=CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=len(tokens),
+                vocab_size=len(tokenizer),
                 hidden_size=32,
                 intermediate_size=48,
                 num_hidden_layers=2,
                 num_attention_heads=4,
                 max_position_embeddings=24,
-                bos_token_id=len(tokens) - 2,
-                eos_token_id=len(tokens) - 1,
-                pad_token_id=len(tokens) - 1,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
             )
         ),
-        tokenizer=CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=24),
+        tokenizer=tokenizer,
         unet=UNet2DConditionModel(
             sample_size=8,
             block_out_channels=widths,

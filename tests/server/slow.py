@@ -14,9 +14,10 @@ from PIL import Image
 
 from server.app import run
 from server.backend import Backend
+from stylus.pictures import image_id
 from stylus.records import ImageRecord, OnProgress, Progress, Request
 from stylus.settings import Settings
-from stylus.stylus import Stylus, image_id
+from stylus.stylus import Stylus
 
 
 def draw(self: Stylus, what: Request, *, on_progress: OnProgress, job_id: str) -> list[ImageRecord]:

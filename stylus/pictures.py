@@ -1,0 +1,216 @@
+"""From a request to saved pictures, and back: what is checked before work is queued, the pictures to start from, the
+content filter, the store and the history, and making a picture again from its own record."""
+
+import base64
+import hashlib
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stylus.catalog import Catalog
+from stylus.errors import GenerationError, InvalidInput, NotFound
+from stylus.history import History
+from stylus.records import Adapter, ContentFilter, ImageRecord, MaskMode, OnProgress, Rating, Request
+from stylus.safetensors_header import read_header
+from stylus.settings import Settings
+
+if TYPE_CHECKING:
+    # torch and diffusers take seconds to import: a client that only searches should not wait for them
+    from PIL import Image
+
+    from stylus.generation.generator import Generator, Rendered
+    from stylus.generation.inputs import Inputs
+
+Judge = Callable[["Image.Image"], str | None]
+"""Why a picture is unfit to be shown, or None: a filter of the owner's."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A picture made again."""
+
+    same: bool
+    """To the bit."""
+    largest: int
+    """Largest difference of a channel, of 255."""
+    differences: tuple[str, ...]
+    """What is not as it was when the picture was made, for people."""
+    image: "Image.Image"
+
+
+class Pictures:
+    """Safe to share between threads; generations take turns on the device."""
+
+    def __init__(self, settings: Settings, catalog: Catalog, history: History, judge: Judge | None = None) -> None:
+        self.settings, self.catalog, self.history = settings, catalog, history
+        self._judge = judge
+        self._opening = threading.Lock()
+
+    @cached_property
+    def _generator(self) -> "Generator":
+        from stylus.generation.checkpoints import Checkpoints
+        from stylus.generation.generator import Generator
+
+        return Generator(Checkpoints(self.settings))
+
+    @property
+    def generator(self) -> "Generator":
+        with self._opening:
+            return self._generator
+
+    def keep_image(self, data: bytes) -> str:
+        """Keeps a picture to start from; its id is for `Request.image`. Raises InvalidInput and StorageError."""
+        from stylus.generation.inputs import clean_picture
+
+        return self._keep_input(clean_picture(data))
+
+    def keep_mask(self, data: bytes) -> str:
+        """Keeps a mask; its id is for `Request.mask`. Raises InvalidInput and StorageError."""
+        from stylus.generation.inputs import clean_mask
+
+        return self._keep_input(clean_mask(data))
+
+    def _keep_input(self, png: bytes) -> str:
+        from stylus.generation.store import write
+
+        id = hashlib.sha256(png).hexdigest()
+        write(self.settings.store_url, f"inputs/{id}.png", png)
+        return id
+
+    def check(self, request: Request) -> None:
+        """Finds cheaply, before work is queued, what would fail later: adapters that are unknown, whose file is gone or
+        damaged, that the content filter bars, and pictures that were never kept. Raises what the work would."""
+        for adapter in self._adapters(request):
+            if adapter.file is not None:
+                path = Path(adapter.file)
+                if path.is_file():
+                    read_header(path)
+                elif adapter.download is None:
+                    raise NotFound(
+                        f"the file of adapter {adapter.id}, {adapter.file}, is gone. Put it back, ingest its folder "
+                        "again, or leave this adapter out."
+                    )
+        self._inputs(request)
+
+    def generate(
+        self,
+        request: Request,
+        on_progress: OnProgress | None = None,
+        job_id: str | None = None,
+        preview: Path | None = None,
+    ) -> list[ImageRecord]:
+        """Renders here and now, saves the PNG files and their history, and returns the records, in image order. Weights
+        that are not here yet are fetched from their source before; with `preview`, a rough picture is written there
+        now and then."""
+        adapters = {adapter.id: adapter for adapter in self._adapters(request)}
+        if request.masks is not MaskMode.NONE and any(adapter.download for adapter in adapters.values()):
+            from stylus.fetching import Fetcher  # it brings an HTTP client along, which most runs don't need
+
+            fetched = Fetcher(self.settings, self.catalog).fetch(list(adapters.values()), on_progress)
+            adapters = {adapter.id: adapter for adapter in fetched}
+        inputs = self._inputs(request)
+        rendered = self.generator.render(request, adapters, on_progress, inputs=inputs, preview=preview)
+        records = [self._keep(image, request, [adapters[id] for id in image.adapters], job_id) for image in rendered]
+        self.history.save_images(records)
+        return records
+
+    def replay(self, location: str, on_progress: OnProgress | None = None) -> Replay:
+        """Makes the picture at `location` again from the record inside it, with all the images it was rendered beside.
+
+        Raises InvalidInput where it holds no record that can be followed, and what `generate` raises."""
+        from stylus.generation.provenance import load, read
+        from stylus.generation.replay import compare, followed
+
+        record = followed(location, read(location))
+        adapters = {adapter.id: adapter for adapter in self._adapters(record.request)}
+        inputs = self._inputs(record.request)
+        again = self.generator.render(record.request, adapters, on_progress, inputs=inputs, at_once=record.at_once)[
+            record.index
+        ]
+        largest, differences = compare(record, load(location), again)
+        return Replay(largest == 0, largest, tuple(differences), again.image)
+
+    def _adapters(self, request: Request) -> list[Adapter]:
+        adapters = self.catalog.require([choice.adapter_id for choice in request.composition.choices])
+        if self.settings.content_filter is ContentFilter.BLOCK and request.masks is not MaskMode.NONE:
+            for adapter in adapters:
+                if adapter.rating is not Rating.GENERAL:
+                    raise GenerationError(
+                        f"adapter {adapter.id} is rated {adapter.rating}, and STYLUS_CONTENT_FILTER is block: "
+                        "leave it out."
+                    )
+        return adapters
+
+    def _inputs(self, request: Request) -> "Inputs | None":
+        if request.image is None:
+            return None
+        from stylus.generation.inputs import Inputs
+
+        return Inputs(self._input(request.image), self._input(request.mask) if request.mask else None)
+
+    def _input(self, id: str) -> "Image.Image":
+        from stylus.generation.inputs import kept
+        from stylus.generation.store import location, read_bytes
+
+        try:
+            data = read_bytes(location(self.settings.store_url, f"inputs/{id}.png"))
+        except NotFound as error:
+            raise NotFound(f"no picture {id[:16]}… is kept here: pass the picture itself again.") from error
+        if hashlib.sha256(data).hexdigest() != id:
+            raise InvalidInput(f"the picture {id[:16]}… was changed in the store: pass the picture itself again.")
+        return kept(data)
+
+    def _keep(
+        self, rendered: "Rendered", request: Request, adapters: Sequence[Adapter], job_id: str | None
+    ) -> ImageRecord:
+        from stylus.generation.provenance import save
+
+        rating = max((adapter.rating for adapter in adapters), key=list(Rating).index, default=Rating.GENERAL)
+        rendered, unfit = self._filtered(rendered, rating)
+        id = image_id(job_id, rendered.index)
+        return ImageRecord(
+            id=id,
+            uri=f"stylus://images/{id}",
+            location=save(rendered, self.settings.store_url, id),
+            index=rendered.index,
+            seed=rendered.seed,
+            prompt=rendered.prompt,
+            width=rendered.image.width,
+            height=rendered.image.height,
+            adapters=rendered.adapters,
+            composition_id=request.composition.id,
+            job_id=job_id,
+            created_at=datetime.now(UTC),
+            seconds=rendered.seconds,
+            notes=rendered.notes,
+            rating=rating,
+            flagged=unfit,
+            provenance=rendered.provenance,
+        )
+
+    def _filtered(self, rendered: "Rendered", rating: Rating) -> tuple["Rendered", bool]:
+        """The picture as it may be shown, and whether it is unfit; its record says why."""
+        from stylus.generation.provenance import blank, noted
+
+        if self.settings.content_filter is ContentFilter.OFF:
+            return rendered, False
+        reason = None if rating is Rating.GENERAL else f"made with adapters rated {rating}"
+        reason = reason or (self._judge and self._judge(rendered.image))
+        if reason is None:
+            return rendered, False
+        if self.settings.content_filter is ContentFilter.BLOCK:
+            return blank(noted(rendered, f"Blocked by the content filter: {reason}.")), True
+        return noted(rendered, f"Flagged by the content filter: {reason}."), True
+
+
+def image_id(job_id: str | None, index: int) -> str:
+    """Unguessable. A job that runs again after a crash finds its images under the same ids, so that nothing doubles."""
+    if job_id is None:
+        return secrets.token_urlsafe(16)
+    digest = hashlib.sha256(f"{job_id}:{index}".encode()).digest()[:16]
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
