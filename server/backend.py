@@ -51,13 +51,12 @@ class Backend:
                 # procrastinate and pydantic-ai: two seconds that `initialize` does not wait for
                 from stylus.jobs import Jobs
                 from stylus.stylus import Stylus
+                from stylus.worker import Worker
 
                 stylus = Stylus(self.settings)
-                jobs = Jobs(stylus)
-                self._opened = stylus, jobs
-                self._worker = threading.Thread(
-                    target=jobs.run_worker, args=(self.closing,), name="worker", daemon=True
-                )
+                self._opened = stylus, Jobs(stylus.database)
+                work = Worker(stylus).run
+                self._worker = threading.Thread(target=work, args=(self.closing,), name="worker", daemon=True)
                 self._worker.start()
             return self._opened
 

@@ -16,6 +16,10 @@ class NotFound(StylusError):
     """An id names nothing: the message gives the nearest names where there are any."""
 
 
+class Busy(StylusError):
+    """The queue is full, or one client asks for too much at once: nothing was done, and a later call may succeed."""
+
+
 class SettingsError(StylusError):
     """A setting (environment variable) has a value that can't be used."""
 

@@ -420,4 +420,6 @@ class JobRecord(Record):
     progress: Progress
     error: str | None = None
     images: tuple[ImageRecord, ...] = ()
+    ahead: int = 0
+    """Jobs that are begun before this one, while it is queued."""
     created_at: datetime

@@ -1,6 +1,7 @@
 """The queue against real Postgres and real workers in threads; the renderer is a small one that takes its time."""
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 
 from stylus.database import Database
-from stylus.errors import Cancelled, GenerationError, NotFound
+from stylus.errors import Busy, Cancelled, GenerationError, NotFound
 from stylus.history import History
 from stylus.jobs import Jobs
 from stylus.records import (
@@ -23,6 +24,7 @@ from stylus.records import (
     Progress,
     Request,
 )
+from stylus.worker import IN_A_ROW, Worker
 
 
 class Painter:
@@ -57,14 +59,18 @@ def painter(database: Database) -> Painter:
 
 
 @pytest.fixture
-def jobs(painter: Painter) -> Jobs:
-    return Jobs(painter, heartbeat=0.2, stalled=1.0)
+def jobs(database: Database) -> Jobs:
+    return Jobs(database)
+
+
+def worker_of(painter: Painter, stalled: float = 1.0) -> Worker:
+    return Worker(painter, heartbeat=0.2, stalled=stalled)
 
 
 @contextlib.contextmanager
-def worker(jobs: Jobs) -> Iterator[threading.Event]:
+def worker(painter: Painter, stalled: float = 1.0) -> Iterator[threading.Event]:
     stop = threading.Event()
-    thread = threading.Thread(target=jobs.run_worker, args=(stop,), daemon=True)
+    thread = threading.Thread(target=worker_of(painter, stalled).run, args=(stop,), daemon=True)
     thread.start()
     yield stop
     stop.set()
@@ -72,8 +78,8 @@ def worker(jobs: Jobs) -> Iterator[threading.Event]:
     assert not thread.is_alive()
 
 
-def request(count: int = 1) -> Request:
-    composition = Composition(id="c", prompt="a star", base_model=BaseModelFamily.POCKET, tasks=(), composer="caller")
+def request(count: int = 1, family: BaseModelFamily = BaseModelFamily.POCKET) -> Request:
+    composition = Composition(id="c", prompt="a star", base_model=family, tasks=(), composer="caller")
     return Request(composition=composition, count=count, seed=7)
 
 
@@ -84,11 +90,11 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-def test_a_job_ends_with_its_images_in_order_and_tells_its_progress(jobs: Jobs) -> None:
+def test_a_job_ends_with_its_images_in_order_and_tells_its_progress(jobs: Jobs, painter: Painter) -> None:
     told: list[Progress] = []
     submitted = jobs.submit(request(count=3))
     assert submitted.status is JobStatus.QUEUED
-    with worker(jobs):
+    with worker(painter):
         job = jobs.wait(submitted.id, timeout=10, on_progress=told.append)
     assert job.status is JobStatus.DONE
     assert [image.index for image in job.images] == [0, 1, 2]
@@ -129,7 +135,7 @@ def test_an_unknown_id_says_where_ids_come_from(jobs: Jobs) -> None:
 def test_a_queued_job_is_cancelled_at_once_and_never_rendered(jobs: Jobs, painter: Painter) -> None:
     cancelled = jobs.submit(request())
     assert jobs.cancel(cancelled.id).status is JobStatus.CANCELLED
-    with worker(jobs):
+    with worker(painter):
         assert jobs.wait(jobs.submit(request()).id, timeout=10).status is JobStatus.DONE
     assert cancelled.id not in painter.started
 
@@ -137,7 +143,7 @@ def test_a_queued_job_is_cancelled_at_once_and_never_rendered(jobs: Jobs, painte
 def test_a_running_job_is_cancelled_within_a_step(jobs: Jobs, painter: Painter) -> None:
     painter.steps = 10_000
     job = jobs.submit(request())
-    with worker(jobs):
+    with worker(painter):
         until(lambda: jobs.get(job.id).progress.done > 2)
         start = time.monotonic()
         assert jobs.cancel(job.id).status in (JobStatus.RUNNING, JobStatus.CANCELLED)
@@ -145,9 +151,9 @@ def test_a_running_job_is_cancelled_within_a_step(jobs: Jobs, painter: Painter) 
         assert time.monotonic() - start < 1
 
 
-def test_a_finished_job_is_not_cancelled_any_more(jobs: Jobs) -> None:
+def test_a_finished_job_is_not_cancelled_any_more(jobs: Jobs, painter: Painter) -> None:
     job = jobs.submit(request())
-    with worker(jobs):
+    with worker(painter):
         jobs.wait(job.id, timeout=10)
     assert jobs.cancel(job.id).status is JobStatus.DONE
 
@@ -167,7 +173,7 @@ def test_a_failed_job_says_why_and_the_next_one_is_done(
         raise error
 
     painter.failure = fail
-    with worker(jobs):
+    with worker(painter):
         failed = jobs.wait(jobs.submit(request()).id, timeout=10)
         assert jobs.wait(jobs.submit(request()).id, timeout=10).status is JobStatus.DONE
     assert failed.status is JobStatus.FAILED
@@ -179,32 +185,32 @@ def test_a_failed_job_says_why_and_the_next_one_is_done(
 def test_a_stopping_worker_hands_its_job_back_and_the_next_worker_does_it(jobs: Jobs, painter: Painter) -> None:
     painter.steps = 10_000
     job = jobs.submit(request())
-    with worker(jobs):
+    with worker(painter):
         until(lambda: jobs.get(job.id).status is JobStatus.RUNNING)
     assert jobs.get(job.id).status is JobStatus.QUEUED
     painter.steps = 2
-    with worker(jobs):
+    with worker(painter):
         assert jobs.wait(job.id, timeout=10).status is JobStatus.DONE
     assert painter.started == [job.id, job.id]
 
 
-def test_the_job_of_a_dead_worker_goes_to_another_one(jobs: Jobs, database: Database) -> None:
+def test_the_job_of_a_dead_worker_goes_to_another_one(jobs: Jobs, database: Database, painter: Painter) -> None:
     job = jobs.submit(request())
     with database.connection() as connection:  # a worker took the job and was killed some time ago
         [dead] = connection.execute(
             "insert into procrastinate_workers (last_heartbeat) values (now() - interval '1 hour') returning id"
         ).fetchone() or [None]
         connection.execute("select procrastinate_fetch_job_v2(null, %s)", [dead])
-    assert jobs.retry_stalled() == 1
-    assert jobs.retry_stalled() == 0
-    with worker(jobs):
+    assert worker_of(painter).retry_stalled() == 1
+    assert worker_of(painter).retry_stalled() == 0
+    with worker(painter):
         assert jobs.wait(job.id, timeout=10).status is JobStatus.DONE
 
 
 def test_the_job_of_a_live_worker_stays(jobs: Jobs, painter: Painter) -> None:
     painter.steps = 100  # two seconds: longer than a worker may be silent
     job = jobs.submit(request())
-    with worker(jobs):
+    with worker(painter):
         assert jobs.wait(job.id, timeout=10).status is JobStatus.DONE
     assert painter.started == [job.id]
 
@@ -212,7 +218,7 @@ def test_the_job_of_a_live_worker_stays(jobs: Jobs, painter: Painter) -> None:
 def test_an_outdated_attempt_stops_and_changes_nothing(jobs: Jobs, painter: Painter, database: Database) -> None:
     painter.steps = 10_000
     job = jobs.submit(request())
-    with worker(jobs):
+    with worker(painter):
         until(lambda: jobs.get(job.id).progress.done > 0)
         with database.connection() as connection:  # another worker begins the same job
             connection.execute('update jobs set attempt = attempt + 1, progress = \'{"stage": "theirs"}\'')
@@ -225,7 +231,7 @@ def test_a_job_that_ends_its_workers_is_given_up(jobs: Jobs, painter: Painter, d
     job = jobs.submit(request())
     with database.connection() as connection:
         connection.execute("update jobs set status = 'running', deaths = 4")
-    with worker(jobs):
+    with worker(painter):
         ended = jobs.wait(job.id, timeout=10)
     assert ended.status is JobStatus.FAILED
     assert ended.error is not None
@@ -237,7 +243,7 @@ def test_every_job_ends_once_though_all_connections_are_cut_again_and_again(
     jobs: Jobs, database: Database, painter: Painter
 ) -> None:
     submitted = [jobs.submit(request(count=2)) for _ in range(8)]
-    with worker(jobs):
+    with worker(painter):
         for _ in range(6):
             time.sleep(0.3)
             with psycopg.connect(database.url, autocommit=True) as connection:
@@ -266,3 +272,64 @@ def test_records_survive_the_way_through_the_database(jobs: Jobs) -> None:
     job = jobs.submit(asked)
     assert job.request == asked
     assert JobRecord.model_validate_json(job.model_dump_json()) == job
+
+
+def test_a_full_queue_says_how_many_are_ahead_and_takes_nothing(database: Database, painter: Painter) -> None:
+    jobs = Jobs(database, limit=3, client_limit=2)
+    first = jobs.submit(request(), "again", owner="greedy")
+    jobs.submit(request(), owner="greedy")
+    with pytest.raises(Busy, match="busy, 2 of your own ahead"):
+        jobs.submit(request(), owner="greedy")
+    jobs.submit(request(), owner="modest")
+    with pytest.raises(Busy, match="busy, 3 ahead"):
+        jobs.submit(request(), owner="late")
+    # what is there already is no new job
+    assert jobs.submit(request(), "again", owner="greedy").id == first.id
+    with database.connection() as connection:
+        assert connection.execute("select count(*) from procrastinate_jobs").fetchone() == (3,)
+    with worker(painter):
+        until(lambda: jobs.get(first.id).status is JobStatus.DONE)
+    jobs.submit(request(), owner="greedy")
+
+
+def test_owners_take_turns_however_much_one_of_them_asks_for(jobs: Jobs, painter: Painter) -> None:
+    many = [jobs.submit(request(), owner="greedy").id for _ in range(4)]
+    few = [jobs.submit(request(), owner="modest").id for _ in range(2)]
+    assert [jobs.get(id).ahead for id in (*many, *few)] == [0, 2, 4, 5, 1, 3]
+    with worker(painter, stalled=20.0):  # nothing is begun twice
+        until(lambda: all(jobs.get(id).status is JobStatus.DONE for id in (*many, *few)), 30)
+    names = {id: name for name, id in zip(("g0", "g1", "g2", "g3", "m0", "m1"), (*many, *few), strict=True)}
+    assert [names[id] for id in painter.started] == ["g0", "m0", "g1", "m1", "g2", "g3"]
+
+
+def test_a_backlog_moves_up_so_that_newcomers_do_not_hold_it_back_for_ever(jobs: Jobs, painter: Painter) -> None:
+    old = [jobs.submit(request(), owner="greedy").id for _ in range(3)]
+    for id in old[:2]:
+        jobs.cancel(id)
+    worker_of(painter).rank()
+    new = jobs.submit(request(), owner="modest").id
+    assert (jobs.get(old[2]).ahead, jobs.get(new).ahead) == (0, 1)
+
+
+def test_a_job_of_another_owner_is_not_there(jobs: Jobs) -> None:
+    job = jobs.submit(request(), "mine", owner="anna")
+    assert jobs.get(job.id, "anna") == jobs.get(job.id)
+    for call in (jobs.get, jobs.cancel):
+        with pytest.raises(NotFound):
+            call(job.id, "bert")
+    assert jobs.get(job.id).status is JobStatus.QUEUED
+    assert jobs.find("mine", "bert") is None
+    assert jobs.submit(request(), "mine", owner="bert").id != job.id
+
+
+def test_a_worker_stays_with_its_checkpoint_but_not_for_ever(jobs: Jobs, painter: Painter) -> None:
+    painter.steps = 1
+    families = [BaseModelFamily.POCKET, BaseModelFamily.SD15]
+    mixed = [jobs.submit(request(family=families[index % 2])) for index in range(2 * IN_A_ROW + 4)]
+    with worker(painter, stalled=20.0):  # nothing is begun twice
+        until(lambda: len(painter.started) == len(mixed) and jobs.get(painter.started[-1]).status is JobStatus.DONE, 30)
+    by_id = {job.id: job.request.composition.base_model for job in mixed}
+    drawn = [by_id[id] for id in painter.started]
+    assert drawn[: IN_A_ROW + 1] == [BaseModelFamily.POCKET] * (IN_A_ROW + 1)
+    changes = sum(before is not after for before, after in itertools.pairwise(drawn))
+    assert 1 <= changes <= 3  # in turns it would be 19
