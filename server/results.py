@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, Field
 
 from stylus.errors import StorageError
-from stylus.records import Composition, ImageRecord, JobRecord, JobStatus, Match
+from stylus.records import Composition, ImageRecord, JobRecord, JobStatus, Match, Usage
 from stylus.trigger_words import with_trigger_words
 
 SHEET = 512
@@ -65,6 +65,7 @@ class ComposeResult(BaseModel):
     uncovered: list[str] = Field(description="keywords without an adapter")
     composer: str
     notes: list[str]
+    usage: Usage | None = Field(description="of language models, where any was asked")
 
 
 def one_line(text: str, limit: int = ONE_LINE) -> str:
@@ -97,6 +98,7 @@ def composed(composition: Composition) -> ComposeResult:
         uncovered=list(composition.uncovered),
         composer=composition.composer,
         notes=[one_line(note) for note in composition.notes],
+        usage=composition.usage if composition.usage != Usage() else None,
     )
 
 

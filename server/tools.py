@@ -25,7 +25,9 @@ from stylus.records import (
     JobRecord,
     JobStatus,
     MaskMode,
+    Method,
     Pick,
+    Policy,
     Rating,
 )
 
@@ -76,12 +78,25 @@ def compose_adapters(
     base_model: Family = None,
     max_adapters: Annotated[int | None, Field(ge=0, le=20, description="In the whole composition")] = None,
     temperature: Annotated[float, Field(ge=0, le=2, description="Above 0: more varied choices")] = 0.0,
+    seed: Annotated[
+        int | None, Field(ge=0, le=2**31 - 1, description="With temperature: same seed, same choice")
+    ] = None,
+    policy: Annotated[
+        Policy, Field(description="Who chooses: the composer, or for comparisons a part of it alone, or nobody")
+    ] = Policy.COMPOSER,
 ) -> ComposeResult:
     """Splits a prompt into tasks and chooses the adapters and weights that render each, with reasons. Use it to see or
     show the choice before drawing. It draws nothing: pass composition_id to generate_image. Keywords left without an
     adapter are fine: the base model draws them."""
     stylus = ctx.request_context.lifespan_context.stylus
-    composition = stylus.compose(prompt, base_model=base_model, max_adapters=max_adapters, temperature=temperature)
+    composition = stylus.compose(
+        prompt,
+        base_model=base_model,
+        max_adapters=max_adapters,
+        temperature=temperature,
+        seed=seed,
+        policy=policy,
+    )
     return results.composed(composition)
 
 
@@ -107,6 +122,10 @@ async def generate_image(
         MaskMode,
         Field(description="all: every adapter in every image; sample: varied subsets; none: no adapter, to compare"),
     ] = MaskMode.ALL,
+    method: Annotated[
+        Method,
+        Field(description="merge: all adapters at once; switch: in turns; composite: each on its own, slower"),
+    ] = Method.MERGE,
     request_id: Annotated[
         str | None,
         Field(min_length=1, max_length=200, description="Any text of yours; repeat it to retry without drawing twice"),
@@ -127,6 +146,7 @@ async def generate_image(
             seed=seed,
             count=count,
             masks=masks,
+            method=method,
             negative_prompt=negative_prompt,
             steps=steps,
             guidance_scale=guidance_scale,
