@@ -102,15 +102,21 @@ def test_an_adapter_scores_by_its_best_chunk_and_comes_once(catalog: Catalog) ->
 @pytest.mark.parametrize(
     ("filters", "expected"),
     [
-        (Filters(), {"plain", "sdxl", "style", "loha", "file"}),
+        (Filters(), {"plain", "sdxl", "style", "loha", "file", "gone", "fetchable", "free"}),
         (Filters(base_model=BaseModelFamily.SDXL), {"sdxl"}),
         (Filters(category=Category.STYLE), {"style"}),
         (Filters(kinds=frozenset({Kind.LOHA, Kind.DORA})), {"loha"}),
         (Filters(has_file=True), {"file"}),
-        (Filters(has_file=False), {"plain", "sdxl", "style", "loha"}),
+        (Filters(has_file=False), {"plain", "sdxl", "style", "loha", "gone", "fetchable", "free"}),
+        (Filters(usable=True), {"file", "fetchable"}),
+        (Filters(licences=frozenset({"CC0-1.0", "MIT"})), {"free"}),
+        (Filters(licences=frozenset()), set()),
         (Filters(ratings=frozenset({Rating.MATURE})), {"mature"}),
         (Filters(ratings=frozenset()), set()),
-        (Filters(flagged=True), {"plain", "sdxl", "style", "loha", "file", "flagged"}),
+        (Filters(has_file=True, flagged=True, hidden=True), {"file"}),
+        (Filters(category=Category.POSE), set()),
+        (Filters(category=Category.POSE, flagged=True), {"flagged"}),
+        (Filters(category=Category.POSE, hidden=True), {"hidden"}),
         (Filters(category=Category.STYLE, base_model=BaseModelFamily.SDXL), set()),
     ],
 )
@@ -122,8 +128,11 @@ def test_filters(catalog: Catalog, filters: Filters, expected: set[str]) -> None
         "loha": {"kind": "loha"},
         "file": {"file": "/f"},
         "mature": {"rating": "mature"},
-        "flagged": {"quality": "blurry"},
-        "hidden": {"hidden": True},
+        "flagged": {"quality": "blurry", "category": "pose"},
+        "hidden": {"hidden": True, "category": "pose"},
+        "gone": {"file": "/f", "missing": True},
+        "fetchable": {"download": "https://example.org/f"},
+        "free": {"licence": "cc0-1.0"},
     }
     catalog.add_embedded([entry(adapter(f"a:{name}", **fields), unit(1, 0)) for name, fields in varied.items()], "m")
     assert {a.name for a, _ in catalog.nearest(unit(1, 0), "m", filters, 100)} == expected
