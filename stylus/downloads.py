@@ -140,17 +140,20 @@ def _receive(web: Web, remote: Remote, file: BinaryIO, report: OnProgress) -> No
         return
     headers = {"accept-encoding": "identity"} | ({"range": f"bytes={have}-"} if have else {})
     with web.stream(remote.url, headers=headers) as response:
-        if response.status_code == 416 or (have and not _goes_on(response, have)):
+        if response.status_code == 416:
             file.truncate(0)
-            have = 0
-            if response.status_code != 200:
-                raise httpx2.RemoteProtocolError("the range does not fit: from the start again")
+            raise httpx2.RemoteProtocolError("there is no such range: from the start again")
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind.startswith("text/") or kind in ("application/json", "application/xhtml+xml"):
             raise SourceUnavailable(
                 f"{web.name} sent {kind} instead of weights: mostly a page that asks to sign in or to accept terms. "
                 f"Open {remote.url} in a browser to see it. {web.remedy}".rstrip()
             )
+        if have and not _goes_on(response, have):
+            file.truncate(0)
+            have = 0
+            if response.status_code != 200:
+                raise httpx2.RemoteProtocolError("the range does not fit: from the start again")
         limit = _announced(web, remote, response, have)
         _make_sure_it_fits(target=Path(file.name), bytes=limit - have if limit < MOST_BYTES else 0)
         step, due = max(_STEP, limit // 100), have

@@ -7,6 +7,7 @@ loopback (a mirror, a test) may speak http there. A token goes to the source's o
 
 import ipaddress
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,12 +22,15 @@ from stylus.errors import InvalidInput, NotFound, SourceUnavailable
 from stylus.text import clean_line
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 6
 """Tries of one request in all; three where nobody answers at all, which is mostly a machine without network."""
 MOST_JSON = 64 * 2**20
 """Bytes of an answer that are read."""
 _LONGEST_WAIT = 300.0
+_LONG = 10.0
+"""Seconds of waiting that a person should hear of."""
 _PASSING = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
 
 
@@ -54,6 +58,7 @@ class Web:
             retry=retry_if_exception_type((httpx2.HTTPStatusError, httpx2.TransportError)),
             wait=wait_retry_after(wait_exponential_jitter(initial=1, max=60), max_wait=_LONGEST_WAIT),
             stop=_enough,
+            before_sleep=self._tell,
             sleep=sleep,
             reraise=True,
         )
@@ -136,6 +141,10 @@ class Web:
         if status == 400:
             raise InvalidInput(f"{what} to the request.")
         raise SourceUnavailable(f"{what}. {self.remedy}".rstrip())
+
+    def _tell(self, state: RetryCallState) -> None:
+        if (pause := state.upcoming_sleep) >= _LONG:
+            logger.warning("%s asks to wait: trying again in %.0f s.", self.name, pause)
 
     def _check(self, request: httpx2.Request) -> None:
         if not self._speakable(request.url):

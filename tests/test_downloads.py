@@ -132,6 +132,15 @@ def test_a_part_of_other_bytes_is_fetched_again_from_the_start(server: Pretend, 
     assert (tmp_path / "a.safetensors").read_bytes() == CONTENT
 
 
+def test_an_error_page_does_not_cost_what_was_there(server: Pretend, web: Web, tmp_path: Path) -> None:
+    part = tmp_path / "a.safetensors.part"
+    part.write_bytes(CONTENT[:100_000])
+    server.faults = {FILE: [Fault(headers={"content-type": "text/html; charset=utf-8"}, body=b"<html>busy</html>")]}
+    with pytest.raises(SourceUnavailable, match="text/html"):
+        download(web, remote(server), tmp_path / "a.safetensors")
+    assert part.read_bytes() == CONTENT[:100_000]
+
+
 def test_old_parts_of_the_adapter_go_with_its_success(server: Pretend, web: Web, tmp_path: Path) -> None:
     target = tmp_path / file_name("civitai:1@2", sha256(CONTENT))
     old = [tmp_path / (file_name("civitai:1@2", "0" * 64) + ".part"), tmp_path / "left.safetensors.part"]

@@ -90,16 +90,12 @@ def test_a_repository_gives_its_card(server: Pretend, web: Web) -> None:
 
 
 def test_several_files_are_several_cards_of_one_group_and_whole_models_are_none(server: Pretend, web: Web) -> None:
-    names = ["z.safetensors", "a b.safetensors", "pytorch_lora_weights.safetensors", "model.safetensors"]
-    whole = [
-        "unet/diffusion_pytorch_model.safetensors",
-        "big-00001-of-00002.safetensors",
-        "old.ckpt",
-        "late/x.safetensors",
-    ]
+    names = ["z.safetensors", "a b.safetensors", "pytorch_lora_weights.safetensors", "modelled.safetensors"]
+    unet, shard = "unet/diffusion_pytorch_model.fp16.safetensors", "big-00001-of-00002.safetensors"
+    whole = ["model.safetensors", unet, shard, "old.ckpt", "late/x.safetensors"]
     add(server, "o/n", [sibling(name) for name in (*names, *whole)], readme=None)
     found = list(cards("o/n", web))
-    assert [card.id for card in found] == ["hub:o/n", "hub:o/n/a-b", "hub:o/n/z"]
+    assert [card.id for card in found] == ["hub:o/n", "hub:o/n/a-b", "hub:o/n/modelled", "hub:o/n/z"]
     assert {card.group for card in found} == {"hub:o/n"}
     assert found[1].name == "n a b"
     assert str(found[1].download).endswith("/a%20b.safetensors")

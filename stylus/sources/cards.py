@@ -69,8 +69,9 @@ def write(adapters: Iterable[tuple[Adapter, str]], path: Path) -> int:
                 count += 1
         new.replace(path)
     except OSError as error:
-        new.unlink(missing_ok=True)
         raise StorageError(f"{path} can't be written: {error.strerror}. Choose another place.") from error
+    finally:
+        new.unlink(missing_ok=True)
     return count
 
 

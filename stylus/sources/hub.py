@@ -30,7 +30,9 @@ _MOST_FILES = 50
 """Cards of one repository: some keep a file for every hundred steps of their training."""
 _MAIN = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """What diffusers and peft call the file."""
-_WHOLE_MODELS = re.compile(r"(?:^|/)(?:diffusion_pytorch_)?model[^/]*\.safetensors$|-\d{5}-of-\d{5}\.safetensors$")
+_WHOLE_MODELS = re.compile(
+    r"(?:^|/)(?:diffusion_pytorch_)?model(?:[._](?:fp16|bf16|fp32|ema|non_ema))*\.safetensors$|-\d{5}-of-\d{5}\.safetensors$"
+)
 _PICTURE = re.compile(r"\.(?:png|jpe?g|webp)$", re.IGNORECASE)
 _PLAIN_TAGS = {"text-to-image", "image-to-image", "diffusers", "diffusers-training", "lora", "stable-diffusion", "peft"}
 """They say what every adapter is."""
