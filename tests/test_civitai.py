@@ -258,7 +258,7 @@ def test_by_hash_finds_the_cards_of_local_files(server: Pretend, civitai: Civita
     pages = civitai.by_hash(folder, on_problem=lambda where, why: problems.update({Path(where).name: why}))
     [card] = [card for page in pages for card in page]
     plain = read(civitai, "https://civitai.com/models/7?modelVersionId=71")[0][0]
-    assert card == plain.model_copy(update={"file": str(folder / "renamed.safetensors")})
+    assert card == plain.model_copy(update={"file": str(folder / "renamed.safetensors"), "rank": 4})
     assert "stylus ingest folder" in problems["own.safetensors"]
     assert "web page" in problems["broken.safetensors"]
 

@@ -192,7 +192,7 @@ def _hostile() -> dict[str, bytes]:
 def test_hostile_pickles_are_refused_with_a_reason(tmp_path: Path, name: str) -> None:
     path = write(tmp_path, _hostile()[name])
     with pytest.raises(InvalidInput, match=r"refused|no whole pickle") as caught:
-        plain_pickle.load(path, frozenset({"__main__ AdapterInfo"}))
+        plain_pickle.load(path, frozenset({"AdapterInfo"}))
     assert str(path) in str(caught.value)
 
 

@@ -1,6 +1,7 @@
 """Cards as JSON lines: one object a line with the fields of `records.Card`, or of `records.Adapter` as `stylus export`
 writes them. For lists that people make, and for moving a refined catalog to another machine."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -71,7 +72,8 @@ def write(adapters: Iterable[tuple[Adapter, str]], path: Path) -> int:
     except OSError as error:
         raise StorageError(f"{path} can't be written: {error.strerror}. Choose another place.") from error
     finally:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink()
     return count
 
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from stylus.errors import AdapterFileError, InvalidInput, NotFound
+from stylus.errors import AdapterFileError, InvalidInput, NotFound, StorageError
 from stylus.records import BaseModelFamily, Card, OnProgress, Progress
 from stylus.safetensors_header import read_header
 from stylus.settings import Settings
@@ -39,6 +39,8 @@ _FAMILY_NAMES = {
 }
 """What Civitai calls base models, for its own filter."""
 _PAGE = 100
+_FILES = 32
+"""Local files whose cards make a page."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,17 @@ class Civitai:
     ) -> Iterator[list[Card]]:
         """The cards of local files that Civitai knows by their SHA-256; each file is read whole."""
         files = walk(folder, lambda path, why: on_problem(str(path), why)).files
+        page: list[Card] = []
         for done, file in enumerate(files, start=1):
             try:
-                yield [self._known(file)]
+                page.append(self._known(file))
             except (AdapterFileError, NotFound, OSError) as error:
                 on_problem(str(file.path), str(error))
             if on_progress is not None:
                 on_progress(Progress(stage="hash", done=done, total=len(files)))
+            if len(page) == _FILES or done == len(files):
+                yield page
+                page = []
 
     def _known(self, file: WeightFile) -> Card:
         header = read_header(file.path)
@@ -153,7 +159,12 @@ class Civitai:
             raise NotFound(
                 f"{self._web.name} knows the file, but not as a LoRA. `stylus ingest folder` reads it as it is."
             )
-        shapes = {"base_model": header.family or found.base_model, "kind": header.kind, "bytes": header.bytes}
+        shapes = {
+            "base_model": header.family or found.base_model,
+            "kind": header.kind,
+            "rank": header.rank,
+            "bytes": header.bytes,
+        }
         return found.model_copy(update={"file": str(file.path), **shapes})
 
     def card_of(self, id: str, download: str | None, family: BaseModelFamily | None) -> Card:
@@ -253,5 +264,8 @@ def _read_place(path: Path) -> tuple[str, int]:
 
 def _write_place(path: Path, cursor: str, models: int) -> None:
     # written half, it counts as none: the search starts over, which costs time and nothing else
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"cursor": cursor, "models": models}), "utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"cursor": cursor, "models": models}), "utf-8")
+    except OSError as error:
+        raise StorageError(f"{path} can't be written: {error.strerror}. Set STYLUS_DATA to another folder.") from error

@@ -48,7 +48,8 @@ class _Class:
 
 
 def load(path: Path, classes: frozenset[str] = frozenset()) -> Any:
-    """What the pickle holds. `classes` are names as `module name` whose objects become dicts of their attributes.
+    """What the pickle holds. `classes` are names of classes, wherever they lay, whose objects become dicts of their
+    attributes.
 
     Raises InvalidInput, which says why, for everything that is no plain data.
     """
@@ -150,7 +151,7 @@ class _Stack:
             self._values.append(items if name == "LIST" else tuple(items))
 
     def _class(self, name: str) -> None:
-        if name not in self._classes:
+        if name.rpartition(" ")[2] not in self._classes:
             raise _Refused(f"it asks for {clean_line(name.replace(' ', '.'), 100)}")
         self._values.append(_Class)
 

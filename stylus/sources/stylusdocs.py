@@ -28,11 +28,8 @@ EMBEDDER = "openai:text-embedding-3-large"
 MOST_ADAPTERS = 1_000_000
 _MOST_TEXT = 2**20
 """Bytes of a vision model's text."""
-_CLASSES = frozenset(
-    f"{module} AdapterInfo"
-    for module in ("stylus.refiner.fetch_adapter_metadata", "autoadapter.precompute.process_adapters", "__main__")
-)
-"""Where the authors' class lay when the published files were written."""
+_CLASSES = frozenset({"AdapterInfo"})
+"""It lay in `autoadapter.precompute.process_adapters`, later in `stylus.refiner.fetch_adapter_metadata`."""
 
 
 @dataclass(frozen=True)
