@@ -84,6 +84,13 @@ def _embedder(settings: Settings) -> Finding:
     return "ok", f"{embedder.name}, {embedder.queries(['a test']).shape[1]} dimensions"
 
 
+def _reranker(settings: Settings) -> Finding:
+    from stylus.reranker import open_reranker
+
+    reranker = open_reranker(settings)
+    return "ok", f"{reranker.name} (not loaded)" if reranker else "none: policy reranker needs one"
+
+
 def _composer(settings: Settings) -> Finding:
     from stylus.composer import open_composer
 
@@ -108,11 +115,20 @@ def _device(settings: Settings) -> Finding:
     return "ok", f"{device}, {str(pick_dtype(settings, device)).removeprefix('torch.')}"
 
 
+def _civitai_url(settings: Settings) -> Finding:
+    from stylus.sources.civitai import open_web
+
+    with open_web(settings) as web:
+        return "ok", f"{web.name} (not asked); a key is {'' if settings.civitai_key else 'not '}set"
+
+
 _PROBES: dict[str, Callable[[Settings], Finding]] = {
     "database_url": _database,
     "data": _data,
     "embedder": _embedder,
     "composer": _composer,
+    "reranker": _reranker,
     "checkpoints": _checkpoints,
     "device": _device,
+    "civitai_url": _civitai_url,
 }
