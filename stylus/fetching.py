@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stylus.catalog import Catalog
 from stylus.downloads import Remote, download, file_name
-from stylus.errors import AdapterFileError, NotFound, StylusError
+from stylus.errors import AdapterFileError, NotFound, SourceUnavailable, StylusError
 from stylus.records import Adapter, Card, OnProgress, Progress
 from stylus.settings import Settings
 from stylus.sources import civitai, hub
@@ -23,10 +23,12 @@ class Fetcher:
         """The same adapters, with files that are here; reports bytes over all of them as stage `download`.
 
         One that has neither a file nor an address is left as it is: the generator says so if it is needed. Raises
-        AdapterFileError, which names the adapter and the reason; what `on_progress` raises ends the work.
+        AdapterFileError or SourceUnavailable, which name the adapter and the reason, and StorageError; what
+        `on_progress` raises ends the work.
         """
         wanted = [adapter for adapter in adapters if adapter.download and not _is_here(adapter)]
-        total = sum(adapter.bytes or 0 for adapter in wanted)
+        known = all(adapter.bytes is not None for adapter in wanted)
+        total = sum(adapter.bytes or 0 for adapter in wanted) if known else 0
         before, fetched = 0, dict[str, Adapter]()
         for adapter in wanted:
 
@@ -38,6 +40,10 @@ class Fetcher:
                 fetched[adapter.id] = self._fetch(adapter, report)
             except AdapterFileError as error:
                 raise AdapterFileError(f"adapter {adapter.id} ({adapter.name}): {error}") from error
+            except SourceUnavailable as error:
+                raise SourceUnavailable(
+                    f"The weights of adapter {adapter.id} ({adapter.name}) are not here yet. {error} Or leave it out."
+                ) from error
             except NotFound as error:
                 raise AdapterFileError(
                     f"adapter {adapter.id} ({adapter.name}) is no longer offered: {error}"

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, NoReturn, Self, TypeVar
 
 import httpx2
@@ -64,7 +65,11 @@ class Web:
         )
         if not self._speakable(self._base):
             raise InvalidInput(f"{base!r} can't be the address of {name}: it must start with https://.")
-        self._client = httpx2.Client(
+
+    @cached_property
+    def _client(self) -> httpx2.Client:
+        # made at the first request: reading the certificates takes longer than many an `owns`
+        return httpx2.Client(
             follow_redirects=True,
             timeout=httpx2.Timeout(30.0, connect=10.0),
             headers={"user-agent": "stylus-adapters"},
@@ -156,7 +161,8 @@ class Web:
         return url.scheme == "https" or (url.scheme == "http" and self._local and _is_loopback(url))
 
     def close(self) -> None:
-        self._client.close()
+        if "_client" in vars(self):
+            self._client.close()
 
     def __enter__(self) -> Self:
         return self
