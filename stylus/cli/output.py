@@ -1,6 +1,8 @@
 """What all commands print with: a progress bar, JSON, tables that read cells as plain text, and shared options."""
 
 import json
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -12,6 +14,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from stylus.errors import Cancelled
 from stylus.records import BaseModelFamily, OnProgress, Progress
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -26,7 +29,7 @@ terminal = Console(stderr=True)
 def progress_bar() -> Iterator[OnProgress]:
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -37,9 +40,36 @@ def progress_bar() -> Iterator[OnProgress]:
         def show(progress: Progress) -> None:
             if progress.stage not in stages:
                 stages[progress.stage] = bar.add_task(progress.stage, total=None)
-            bar.update(stages[progress.stage], completed=progress.done, total=progress.total or None)
+            stage = stages[progress.stage]
+            bar.update(stage, completed=progress.done, total=progress.total or None)
+            if progress.preview:
+                bar.update(stage, description=f"{progress.stage} ({progress.preview})")
 
         yield show
+
+
+@contextmanager
+def interruptible(on_progress: OnProgress) -> Iterator[OnProgress]:
+    """The first Ctrl-C ends the work at its next step, with everything put away; a second one at once."""
+    pressed = threading.Event()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def report(progress: Progress) -> None:
+        if pressed.is_set():
+            raise Cancelled("Cancelled.")
+        on_progress(progress)
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield report
+    except Cancelled as error:
+        terminal.print(str(error))
+        raise typer.Exit(130) from error
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def print_json(value: Any) -> None:

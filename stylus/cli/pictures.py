@@ -8,9 +8,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stylus.cli.output import AsJson, BaseModelOption, add_row, print_json, progress_bar, terminal
+from stylus.cli.output import (
+    AsJson,
+    BaseModelOption,
+    add_row,
+    interruptible,
+    print_json,
+    progress_bar,
+    terminal,
+)
 from stylus.errors import InvalidInput
-from stylus.records import Composition, MaskMode, Pick
+from stylus.records import Composition, ImageRecord, MaskMode, Method, Pick, Policy, Usage
 
 app = typer.Typer()
 
@@ -18,6 +26,8 @@ AdapterOption = Annotated[
     list[str] | None,
     typer.Option("--adapter", "-a", help="ID or ID=WEIGHT; repeat it. You are the composer then."),
 ]
+PolicyOption = Annotated[Policy, typer.Option(help="Who chooses: the composer, or a part of it alone.")]
+NormaliseOption = Annotated[bool, typer.Option("--normalise", help="Even out how loud the adapters are.")]
 
 
 def _picks(adapters: list[str] | None) -> list[Pick] | None:
@@ -33,7 +43,10 @@ def compose(
     prompt: str,
     base_model: BaseModelOption = None,
     max_adapters: Annotated[int | None, typer.Option(help="At most this many in all, 0 to 20.")] = None,
-    temperature: Annotated[float, typer.Option(help="Diversity of an LLM composer, 0 to 2.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="Diversity of the choice, 0 to 2.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="With a temperature: the same seed chooses the same.")] = None,
+    policy: PolicyOption = Policy.COMPOSER,
+    normalise: NormaliseOption = False,
     adapter: AdapterOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -46,6 +59,9 @@ def compose(
             base_model=base_model,
             max_adapters=max_adapters,
             temperature=temperature,
+            seed=seed,
+            policy=policy,
+            normalise=normalise,
             picks=_picks(adapter),
         )
     if as_json:
@@ -62,8 +78,18 @@ def _show_composition(composition: Composition) -> None:
         for c in task.choices:
             add_row(table, task.keyword, c.adapter_id, f"{c.weight:g}", ", ".join(c.trigger_words), c.reason)
     Console().print(table)
+    if composition.usage.from_cache:
+        terminal.print("from cache", style="dim")
+    elif composition.usage.requests:
+        terminal.print(Text(_spent(composition.usage), "dim"))
     for note in composition.notes:
         terminal.print(Text(note, "yellow"))
+
+
+def _spent(usage: Usage) -> str:
+    cost = "" if usage.cost is None else f", ${usage.cost:.4f}"
+    tokens = f"{usage.input_tokens} tokens in, {usage.output_tokens} out"
+    return f"{usage.requests} requests, {tokens}, {usage.seconds:.1f} s{cost}"
 
 
 @app.command()
@@ -75,41 +101,122 @@ def generate(
     count: Annotated[int, typer.Option(help="How many images, 1 to 64.")] = 1,
     seed: Annotated[int | None, typer.Option(help="Image i uses seed + i; default: drawn.")] = None,
     masks: Annotated[MaskMode, typer.Option(help="all adapters, the paper's sampled masks, or none.")] = MaskMode.ALL,
+    control: Annotated[bool, typer.Option("--control", help="Beside each image, its seed without adapters.")] = False,
+    method: Annotated[Method, typer.Option(help="All adapters at once, in turns, or each on its own.")] = Method.MERGE,
+    switch_every: Annotated[int, typer.Option(help="Steps of a turn with --method switch.")] = 5,
+    budget: Annotated[float | None, typer.Option(help="Most that the weights of an image may sum to.")] = None,
+    emphasise: Annotated[bool, typer.Option("--emphasise", help="Repeat keywords without an adapter.")] = False,
+    policy: PolicyOption = Policy.COMPOSER,
+    normalise: NormaliseOption = False,
     negative_prompt: Annotated[str, typer.Option(help="What the picture should not show.")] = "",
     steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 200.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance, 0 to 30.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="With --image: white is drawn anew, black is kept.")] = None,
+    strength: Annotated[float | None, typer.Option(help="With --image: how much may change, 0 to 1.")] = None,
+    hires: Annotated[bool, typer.Option("--hires", help="A second pass at twice the width and height.")] = False,
+    checkpoint: Annotated[str | None, typer.Option(help="One of several checkpoints of the family, by name.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Where to write a rough picture (PNG) now and then.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Where to write a labelled contact sheet (PNG).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compose and render pictures, here and now."""
+    """Compose and render pictures, here and now. Ctrl-C ends it within a step."""
     from stylus.stylus import Stylus
 
     if (prompt is None) == (composition_id is None):
         raise InvalidInput("Pass either a prompt or --composition ID.")
-    with Stylus() as stylus, progress_bar() as on_progress:
+    with Stylus() as stylus, progress_bar() as bar, interruptible(bar) as on_progress:
         if composition_id is not None:
             composition = stylus.history.composition(composition_id)
         else:
-            composition = stylus.compose(prompt or "", base_model=base_model, picks=_picks(adapter))
-        images = stylus.generate(
+            composition = stylus.compose(
+                prompt or "", base_model=base_model, policy=policy, normalise=normalise, picks=_picks(adapter)
+            )
+        request = stylus.request(
             composition,
-            on_progress=on_progress,
             count=count,
             seed=seed,
             masks=masks,
+            method=method,
+            switch_every=switch_every,
+            budget=budget,
+            emphasise=emphasise,
             negative_prompt=negative_prompt,
             steps=steps,
             guidance_scale=guidance_scale,
             width=width,
             height=height,
+            image=image and stylus.pictures.keep_image(_bytes(image)),
+            mask=mask and stylus.pictures.keep_mask(_bytes(mask)),
+            strength=strength,
+            hires=hires,
+            checkpoint=checkpoint,
         )
+        images = stylus.generate(request, on_progress=on_progress, preview=preview)
+        plain = stylus.generate(stylus.control(request), on_progress=on_progress) if control else []
+    if sheet is not None:
+        _save_sheet(sheet, composition, images, plain)
     if as_json:
-        print_json([image.model_dump(mode="json") for image in images])
+        print_json([record.model_dump(mode="json") for record in (*images, *plain)])
         return
     _show_composition(composition)
-    for image in images:
-        typer.echo(image.location)
+    for record in images:
+        for note in record.notes:
+            terminal.print(Text(f"image {record.index}: {note}", "yellow"))
+    for record in (*images, *plain):
+        typer.echo(record.location)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{path} can't be read: {error.strerror}.") from error
+
+
+def _save_sheet(path: Path, composition: Composition, images: list[ImageRecord], plain: list[ImageRecord]) -> None:
+    from stylus.contact_sheet import Row, contact_sheet
+    from stylus.generation.provenance import load
+
+    rows = []
+    for number, record in enumerate(images):
+        names = {choice.adapter_id: choice.name for choice in composition.choices}
+        lines = [f"{names.get(id, id)} {weight:.2f}" for id, weight in record.adapters.items()] or ["no adapter"]
+        groups = [[load(record.location)], *([[load(plain[number].location)]] if plain else [])]
+        rows.append(Row(record.prompt, [f"seed {record.seed}", *lines, *record.notes], groups))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(["with adapters", "without"], rows).save(path)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"the contact sheet can't be written to {path} ({error}): name a .png file.") from error
+
+
+@app.command()
+def replay(
+    image: Annotated[str, typer.Argument(help="A PNG that Stylus made: a path or the URL of a store.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write the picture made again.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a picture again from the record inside it, and compare. Exit code 2: it is not the same."""
+    from stylus.stylus import Stylus
+
+    with Stylus() as stylus, progress_bar() as bar, interruptible(bar) as on_progress:
+        found = stylus.pictures.replay(image, on_progress)
+    if out is not None:
+        found.image.save(out)
+    if as_json:
+        print_json({"same": found.same, "largest": found.largest, "differences": found.differences})
+    elif found.same:
+        typer.echo("The same pixels.")
+    else:
+        typer.echo(f"Not the same: up to {found.largest} of 255.")
+    if not as_json:
+        for difference in found.differences:
+            typer.echo(f"- {difference}")
+    if not found.same:
+        raise typer.Exit(2)
 
 
 @app.command()
