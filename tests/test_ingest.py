@@ -48,7 +48,7 @@ def test_added_then_unchanged_then_updated(catalog: Catalog, embedder: Embedder)
     cards[3] = card(3, description="now with words")
     cards[4] = card(4, file="/moved/there.safetensors")
     assert ingest(cards, catalog, counting) == IngestReport(updated=1, moved=1, unchanged=68)
-    assert counting.texts == 71
+    assert counting.texts == 72  # what the one says now, and its name by itself
     assert catalog.get(["file:4"])["file:4"].file == "/moved/there.safetensors"
     assert ingest(cards, catalog, counting) == IngestReport(unchanged=70)
     assert ingest([], catalog, counting) == IngestReport()
