@@ -107,12 +107,7 @@ class Pictures:
         """Renders here and now, saves the PNG files and their history, and returns the records, in image order. Weights
         that are not here yet are fetched from their source before; with `preview`, a rough picture is written there
         now and then."""
-        adapters = {adapter.id: adapter for adapter in self._adapters(request)}
-        if request.masks is not MaskMode.NONE and any(adapter.download for adapter in adapters.values()):
-            from stylus.fetching import Fetcher  # it brings an HTTP client along, which most runs don't need
-
-            fetched = Fetcher(self.settings, self.catalog).fetch(list(adapters.values()), on_progress)
-            adapters = {adapter.id: adapter for adapter in fetched}
+        adapters = self._fetched(request, on_progress)
         inputs = self._inputs(request)
         rendered = self.generator.render(request, adapters, on_progress, inputs=inputs, preview=preview)
         records = [self._keep(image, request, [adapters[id] for id in image.adapters], job_id) for image in rendered]
@@ -127,13 +122,22 @@ class Pictures:
         from stylus.generation.replay import compare, followed
 
         record = followed(location, read(location))
-        adapters = {adapter.id: adapter for adapter in self._adapters(record.request)}
+        adapters = self._fetched(record.request, on_progress)
         inputs = self._inputs(record.request)
         again = self.generator.render(record.request, adapters, on_progress, inputs=inputs, at_once=record.at_once)[
             record.index
         ]
         largest, differences = compare(record, load(location), again)
         return Replay(largest == 0, largest, tuple(differences), again.image)
+
+    def _fetched(self, request: Request, on_progress: OnProgress | None) -> dict[str, Adapter]:
+        """The adapters by id, fetched from their source where their weights are not here yet."""
+        adapters = self._adapters(request)
+        if request.masks is not MaskMode.NONE and any(adapter.download for adapter in adapters):
+            from stylus.fetching import Fetcher  # it brings an HTTP client along, which most runs don't need
+
+            adapters = Fetcher(self.settings, self.catalog).fetch(adapters, on_progress)
+        return {adapter.id: adapter for adapter in adapters}
 
     def _adapters(self, request: Request) -> list[Adapter]:
         adapters = self.catalog.require([choice.adapter_id for choice in request.composition.choices])
