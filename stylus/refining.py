@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from pydantic_ai import RunContext
@@ -56,6 +57,8 @@ LONGEST_WAIT = 300.0
 CONCURRENCY = 4
 BATCHED = 100
 """Cards at once in batch mode: pictures of all of them are in memory until the batch is on its way."""
+BATCH_WAIT = 30.0
+"""Seconds that a batch waits for more cards, and then until we first ask whether it is done."""
 MOST_FAILURES = 5
 """Cards in a row that a provider refuses before the run ends: then it is not the cards."""
 _PAGE = 100
@@ -218,7 +221,8 @@ class _Run:
                 await stack.enter_async_context(self.model)
             patience = _Patience(self.sleep)
             if self.options.batch:
-                batching = await stack.enter_async_context(BatchModelRequests())
+                wait = timedelta(seconds=BATCH_WAIT)
+                batching = await stack.enter_async_context(BatchModelRequests(max_wait=wait, poll_interval=wait))
                 refiner = Refiner(self.model, ModelSettings(temperature=0.0), batching)
             else:
                 refiner = Refiner(self.model, self._settings(), patience)
