@@ -64,6 +64,7 @@ def test_the_form_that_lists_have(tmp_path: Path) -> None:
         (b'{"id": "a:1", "name": "x", "tags": ["\\u001b[31m"]}', "U\\+001B"),
         (b'{"id": "a:1", "name": "\xff"}', "utf-8"),
         (b'{"id": "a:1", "name": "x", "file": "/etc/passwd"}', "safetensors"),
+        (b'{"id": "a:1", "name": "x", "file": "x.safetensors"}', "full path"),
         (b'{"id": "a:1", "name": "x", "examples": [{"image": "/home/me/private.png"}]}', "beside"),
         (b'{"id": "a:1", "name": "x", "examples": [{"image": "file:///home/me/private.png"}]}', "beside"),
         (b'{"id": "civitai:1", "name": "x", "download": "https://example.org/x"}', "host"),
@@ -80,6 +81,16 @@ def test_a_bad_line_is_named_by_its_number_and_the_rest_goes_on(tmp_path: Path, 
     assert list(problems) == [3]
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(problems[3])
+
+
+def test_a_picture_needs_a_weight_file_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "private.png").write_bytes(b"x")
+    line = {"id": "a:1", "name": "x", "file": str(tmp_path / "x.safetensors")}
+    line["examples"] = [{"image": str(tmp_path / "private.png")}]  # type: ignore[assignment]
+    path = lines(tmp_path / "list.jsonl", line)
+    assert "beside" in read(path)[1][1]
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    assert len(read(path)[0]) == 1
 
 
 def test_no_file_is_a_sentence(tmp_path: Path) -> None:

@@ -110,8 +110,8 @@ def _card(content: Any) -> Card:
     if _OF_ADAPTERS & fields.keys():
         fields.setdefault(_CARD_HASH, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
     card = (Exported if _CARD_HASH in fields else Card).model_validate(fields)
-    if card.file is not None and not card.file.endswith(".safetensors"):
-        raise ValueError(f"file {card.file[:100]!r} is no .safetensors file")
+    if card.file is not None and not (card.file.endswith(".safetensors") and Path(card.file).is_absolute()):
+        raise ValueError(f"file {card.file[:100]!r} is no full path of a .safetensors file")
     for example in card.examples:
         if not re.match(r"https?://", example.image) and not _lies_beside(example.image, card.file):
             raise ValueError(f"the picture {example.image[:100]!r} is no URL and does not lie beside the card's file")
@@ -127,10 +127,10 @@ def _kind(name: object) -> Kind:
 
 
 def _lies_beside(image: str, file: str | None) -> bool:
-    if file is None:
+    """Whether a picture is in the folder of a weight file; one that is there needs a file that is there too."""
+    if file is None or not Path(image).is_absolute() or Path(image).resolve().parent != Path(file).resolve().parent:
         return False
-    folder = Path(file).resolve().parent
-    return Path(file).is_absolute() and Path(image).is_absolute() and Path(image).resolve().parent == folder
+    return Path(file).is_file() or not Path(image).exists()
 
 
 def _refuse_control_characters(content: Mapping[str, Any]) -> None:
