@@ -1,9 +1,9 @@
 """What a language model is shown of the matches: fewer and shorter cards than the paper's 150 (section 3.3), without
 loss of the ones it would pick.
 
-Which cards: those whose words say what a keyword says, and those near the whole prompt; copies of one another once. On
-published picks the sum of both keeps more of them in 100 places than either alone in 120 (README, Decisions). How
-short: a card says each thing once, and its description only where that adds to its name and tags.
+Which cards: those whose words say what a keyword says, and those near the whole prompt. On published picks the sum of
+both keeps as many of them in 100 places as similarity alone in 120 (README, Decisions). How short: a card says each
+thing once, and its description only where that adds to its name and tags.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ MOST_SAID = 160
 def short_list(prompt: str, matches: Sequence[Match]) -> list[Adapter]:
     """At most 104 candidates, in a fixed order: by turns the four best of each keyword, then the best of the prompt.
 
-    Adapters that are flagged or hidden are left out; of several with the same card, or of one model, the best stays."""
-    usable = _folded([match for match in matches if match.adapter.quality is None and not match.adapter.hidden])
+    Adapters that are flagged or hidden are left out; near-duplicates were folded by the retriever."""
+    usable = [match for match in matches if match.adapter.quality is None and not match.adapter.hidden]
     asked = keywords(prompt)
     evidence = {keyword: [_strength(keyword, match.adapter) for match in usable] for keyword in asked}
     best = [max((column[n] for column in evidence.values()), default=0.0) for n in range(len(usable))]
@@ -49,15 +49,6 @@ def short_list(prompt: str, matches: Sequence[Match]) -> list[Adapter]:
 def _strength(keyword: str, adapter: Adapter) -> float:
     evidence = word_evidence(keyword, adapter)
     return evidence.strength if evidence else 0.0
-
-
-def _folded(matches: Sequence[Match]) -> list[Match]:
-    """The first of each group of matches whose cards read the same, or that are versions of one model."""
-    kept: dict[object, Match] = {}
-    for match in matches:
-        adapter = match.adapter
-        kept.setdefault((adapter.group or card(adapter), adapter.base_model), match)
-    return list(kept.values())
 
 
 def render(prompt: str, candidates: Sequence[Adapter]) -> str:

@@ -61,11 +61,6 @@ def schedule(
     )
 
 
-def merge_schedule(composition: Composition, masks: Sequence[Mask], steps: int) -> Schedule:
-    """`schedule` by the paper's method."""
-    return schedule(composition, masks, steps)
-
-
 def _rows(
     composition: Composition, mask: Mask, steps: int, method: Method, switch_every: int
 ) -> Float32[np.ndarray, "rows adapters steps"]:
