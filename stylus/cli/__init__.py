@@ -28,7 +28,12 @@ def main() -> None:
     except StylusError as error:
         _fail(str(error))
     except ValidationError as error:
-        _fail("; ".join(f"{'.'.join(map(str, e['loc']))} {e['input']!r}: {e['msg']}" for e in error.errors()))
+        _fail("; ".join(_told(e["loc"], e["input"], e["msg"]) for e in error.errors()))
+
+
+def _told(place: tuple[int | str, ...], value: object, message: str) -> str:
+    """One problem of a record; one that is of the record as a whole needs no print of all of it."""
+    return f"{'.'.join(map(str, place))} {value!r}: {message}" if place else message.removeprefix("Value error, ")
 
 
 def _fail(message: str) -> NoReturn:

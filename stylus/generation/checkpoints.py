@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 
 from stylus.errors import CheckpointError, SettingsError
 from stylus.generation.adapters import ResidentAdapters
@@ -164,6 +165,7 @@ class Checkpoints:
 
 def _read(family: BaseModelFamily, source: str, dtype: torch.dtype) -> tuple[Any, str, str]:
     """(pipeline on the CPU, name, SHA-256) of a configured checkpoint."""
+    logging.disable_progress_bar()  # ours is the one that people see
     pipeline = FAMILIES[family].pipeline
     file, _, config = source.partition("@")
     path = Path(file).expanduser()

@@ -65,7 +65,7 @@ def fitted(inputs: Inputs, width: int | None, height: int | None, multiple: int)
     Without a size the picture keeps its own, scaled down to at most 2048 pixels a side, and cut to multiples of
     `multiple`. Raises InvalidInput for a mask of other proportions."""
     image, mask = inputs.image, inputs.mask
-    if mask is not None and abs(mask.width / mask.height / (image.width / image.height) - 1) > 0.01:
+    if mask is not None and abs(mask.width / mask.height / (image.width / image.height) - 1) > 0.05:
         raise InvalidInput(
             f"the mask is {mask.width}x{mask.height}, the image {image.width}x{image.height}: "
             "a mask must have the proportions of its image."
