@@ -12,9 +12,10 @@ from typing import Any
 from urllib.parse import quote
 
 import yaml  # type: ignore[import-untyped]
-from huggingface_hub import ModelCard, constants, get_token
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils._validators import validate_repo_id
 from pydantic import SecretStr
 
@@ -25,7 +26,7 @@ from stylus.sources.sidecar import MOST_EXAMPLES, category_of, words
 from stylus.text import clean, clean_line
 from stylus.web import Web
 
-_MOST_README = 2**20
+_MOST_README = 2**18
 _MOST_FILES = 50
 """Cards of one repository: some keep a file for every hundred steps of their training."""
 _MAIN = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -33,6 +34,8 @@ _MAIN = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _WHOLE_MODELS = re.compile(
     r"(?:^|/)(?:diffusion_pytorch_)?model(?:[._](?:fp16|bf16|fp32|ema|non_ema))*\.safetensors$|-\d{5}-of-\d{5}\.safetensors$"
 )
+_EXPANDING = re.compile(r"<<|!!|!<")
+"""YAML's merging of mappings and what names it: a few lines of it grow beyond any memory."""
 _PICTURE = re.compile(r"\.(?:png|jpe?g|webp)$", re.IGNORECASE)
 _PLAIN_TAGS = {"text-to-image", "image-to-image", "diffusers", "diffusers-training", "lora", "stable-diffusion", "peft"}
 """They say what every adapter is."""
@@ -73,9 +76,9 @@ def cards(repository: str, web: Web) -> Iterator[Card]:
         raise NotFound(f"{name} has no safetensors file of an adapter (pickle files and whole models are not read).")
     # A commit, not a branch: what is downloaded later is what the card describes.
     place = f"/{name}/resolve/{quote(info.sha or 'main', safe='')}/"
-    readme = _readme(web, place, {file.rfilename for file in info.siblings or []})
+    said, text = _readme(web, place, {file.rfilename for file in info.siblings or []})
     for n, file in enumerate(files[:_MOST_FILES]):
-        yield _card(name, file, readme, web.url(place), alone=n == 0)
+        yield _card(name, file, said, text, web.url(place), main=n == 0)
 
 
 def _adapter_files(siblings: list[RepoSibling]) -> list[RepoSibling]:
@@ -84,9 +87,10 @@ def _adapter_files(siblings: list[RepoSibling]) -> list[RepoSibling]:
     return [file for file in files if "/" not in file.rfilename] or files
 
 
-def _readme(web: Web, place: str, names: set[str]) -> ModelCard:
+def _readme(web: Web, place: str, names: set[str]) -> tuple[Mapping[str, Any], str]:
+    """The front matter and the text of the README; empty where there is none, or none that may be read."""
     if "README.md" not in names:
-        return ModelCard("")
+        return {}, ""
 
     def read() -> bytes:
         content = b""
@@ -98,22 +102,25 @@ def _readme(web: Web, place: str, names: set[str]) -> ModelCard:
         return content[:_MOST_README]
 
     text = web.retry(read).decode("utf-8", errors="replace").replace("\0", "")
+    block = REGEX_YAML_BLOCK.search(text)
+    if block is None:
+        return {}, text
     try:
-        return ModelCard(text, ignore_metadata_errors=True)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError):  # front matter that is no mapping
-        return ModelCard(re.sub(r"\A---.*?\n---\s*\n", "", text, flags=re.DOTALL))
+        said = {} if _EXPANDING.search(block[2]) else yaml.safe_load(block[2])
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
+        said = {}
+    return said if isinstance(said, dict) else {}, text[block.end() :]
 
 
-def _card(name: str, file: RepoSibling, readme: ModelCard, place: str, *, alone: bool) -> Card:
-    said: Mapping[str, Any] = readme.data.to_dict()  # type: ignore[no-untyped-call]
+def _card(name: str, file: RepoSibling, said: Mapping[str, Any], text: str, place: str, *, main: bool) -> Card:
     tags = tuple(tag for tag in words(said.get("tags")) if tag not in _PLAIN_TAGS and ":" not in tag)
     owner, _, title = name.rpartition("/")
     file_title = file.rfilename.removesuffix(".safetensors")
     mature = {"not-for-all-audiences", "nsfw"} & {tag.lower() for tag in tags}
     return Card(
-        id=f"hub:{name}" if alone else f"hub:{name}/{re.sub(r'[^!-~]+', '-', file_title)}"[:200],
-        name=clean_line(re.sub(r"[-_]+", " ", title if alone else f"{title} {file_title}"), 200) or name,
-        description=clean(readme.text, 20_000),
+        id=f"hub:{name}" if main else f"hub:{name}/{re.sub(r'[^!-~]+', '-', file_title)}"[:200],
+        name=clean_line(re.sub(r"[-_]+", " ", title if main else f"{title} {file_title}"), 200) or name,
+        description=clean(text, 20_000),
         tags=tags,
         trigger_words=words(said.get("instance_prompt")),
         base_model=_family(said.get("base_model")),
