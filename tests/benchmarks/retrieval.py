@@ -29,6 +29,8 @@ PAPER = "name and tags"
 """Under which the paper's vectors are kept beside ours."""
 
 Search = Callable[[str], Sequence[str]]
+Queries = Sequence[tuple[str, frozenset[str]]]
+"""Prompts and the ids that were picked for them."""
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def _recalls(
     catalog: Catalog,
     embedder: Embedder,
     cards: Sequence[Card],
-    queries: Mapping[str, frozenset[str]],
+    queries: Queries,
 ) -> dict[str, dict[str, float]]:
     ours = measure(lambda prompt: _ours(retriever, prompt), queries)
     texts = [f"{card.name}. {', '.join(card.tags)}" for card in cards]
@@ -82,18 +84,18 @@ def _ours(retriever: Retriever, prompt: str) -> list[str]:
     return [match.adapter.id for match in matches]
 
 
-def measure(search: Search, queries: Mapping[str, frozenset[str]]) -> dict[str, float]:
+def measure(search: Search, queries: Queries) -> dict[str, float]:
     """Mean recall at each depth."""
-    found = [(search(prompt), picked) for prompt, picked in queries.items()]
+    found = [(search(prompt), picked) for prompt, picked in queries]
     return {
         str(depth): round(statistics.fmean(len(picked & set(ids[:depth])) / len(picked) for ids, picked in found), 4)
         for depth in DEPTHS
     }
 
 
-def _relevant(queries: Sequence[Mapping[str, Any]], ids: set[str]) -> dict[str, frozenset[str]]:
-    picked = {query["prompt"]: frozenset(id for of in query["topics"].values() for id in of) & ids for query in queries}
-    return {prompt: found for prompt, found in picked.items() if found}
+def _relevant(queries: Sequence[Mapping[str, Any]], ids: set[str]) -> Queries:
+    picked = [(query["prompt"], frozenset(id for of in query["topics"].values() for id in of)) for query in queries]
+    return [(prompt, found & ids) for prompt, found in picked if found & ids]
 
 
 def _card(line: Mapping[str, Any]) -> Card:
