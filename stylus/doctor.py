@@ -97,6 +97,14 @@ def _composer(settings: Settings) -> Finding:
     return "ok", f"{open_composer(settings).name} (built, not called)"
 
 
+def _vision(settings: Settings) -> Finding:
+    from stylus.refiner import open_vision
+
+    if not settings.vision:
+        return "ok", "none: cards stand as their authors wrote them; with a model that sees pictures, `stylus refine`"
+    return "ok", f"{open_vision(settings).model_name} (built, not called); `stylus refine` uses it"
+
+
 def _checkpoints(settings: Settings) -> Finding:
     from stylus.generation.checkpoints import Checkpoints
 
@@ -127,6 +135,7 @@ _PROBES: dict[str, Callable[[Settings], Finding]] = {
     "data": _data,
     "embedder": _embedder,
     "composer": _composer,
+    "vision": _vision,
     "reranker": _reranker,
     "checkpoints": _checkpoints,
     "device": _device,

@@ -65,10 +65,6 @@ def by_card(asked: dict[str, Any]) -> Answer:
     return Answer({**GOOD, "description": f"What {name} really draws."}, seconds=0.02)
 
 
-async def no_sleep(seconds: float) -> None:
-    await asyncio.sleep(0)
-
-
 class World:
     """A catalog and what refines it."""
 
@@ -350,7 +346,8 @@ def test_a_limit_of_cost_ends_the_run_and_needs_known_prices(world: World, monke
         model = open_vision(Settings.model_validate({"vision": "openai-chat:gpt-4o"}))
         options = Options(max_cost=0.0008, concurrency=1)  # a card costs 100 x 2.5 + 20 x 10 millionths
         report = refine(world.refinements, world.embedder, model, Pictures(), options)
-    assert (report.refined, report.cost) == (2, pytest.approx(0.0009))
+    assert report.refined == 2
+    assert report.cost == pytest.approx(0.0009)
     assert report.stopped is not None
 
 
