@@ -14,7 +14,7 @@ from stylus.database import Database
 from stylus.embedder import Embedder
 from stylus.errors import InvalidInput
 from stylus.history import History
-from stylus.keywords import search_terms
+from stylus.keywords import core, keywords, search_terms
 from stylus.lexical_composer import Draft, Limits
 from stylus.norms import Norms
 from stylus.pictures import Judge, Pictures
@@ -81,8 +81,8 @@ class Stylus:
         if not 1 <= limit <= MAX_MATCHES:
             raise InvalidInput(f"limit is {limit}: ask for 1 to {MAX_MATCHES:,} adapters.")
         prompt = clean_prompt(query)
-        found = search_terms(prompt)
-        return self.retriever.retrieve(prompt, keywords=found, filters=filters or Filters(), limit=limit)
+        asked = [core(keyword) for keyword in keywords(prompt)]
+        return self.retriever.retrieve(prompt, keywords=asked, filters=filters or Filters(), limit=limit)
 
     def compose(
         self,
