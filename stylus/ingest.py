@@ -182,7 +182,7 @@ def _read(
     for file in batch:
         try:
             yield file, *read_card(file.path, on_problem=on_problem)
-        except AdapterFileError as error:
+        except (AdapterFileError, ValueError) as error:
             on_problem(file.path, str(error).removeprefix(f"{file.path} "))
             if isinstance(error.__cause__, OSError):
                 shelf.leave(file.path)

@@ -7,6 +7,7 @@ of trainers (`ss_*`, `modelspec.*`) can, and is asked second.
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -21,6 +22,9 @@ from stylus.records import BaseModelFamily, Kind
 
 MOST_HEADER_BYTES = 100_000_000
 """The format's own limit."""
+
+MOST_RANK = 100_000
+"""No layer is so wide: a shape beyond it is nonsense."""
 
 _SAMPLE = 16_384
 """Bytes at each of three places of the tensors."""
@@ -58,7 +62,7 @@ class Header:
         ranks = Counter(shape[0] for name, shape in self.shapes.items() if is_down(name) and len(shape) > 1)
         said = self.metadata.get("ss_network_dim", "")
         rank = ranks.most_common(1)[0][0] if ranks else int(said) if said.isdecimal() and len(said) < 6 else 0
-        return rank or None
+        return rank if 0 < rank < MOST_RANK else None
 
     @property
     def kind(self) -> Kind:
@@ -135,10 +139,16 @@ def _sample(file: BinaryIO, start: int, size: int) -> bytes:
     return b"".join(pieces)
 
 
+_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
+
+
 def _shape(entry: Any) -> tuple[int, ...]:
-    shape = entry["shape"]
+    shape, (start, end) = entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise ValueError(f"shape {shape!r}")
+        raise ValueError(f"shape {str(shape)[:100]}")
+    bits = _BITS.get(entry["dtype"])  # of one byte or less there are many, and ever more
+    if bits is not None and math.prod(shape) * bits != 8 * (end - start):
+        raise ValueError(f"the shape {str(shape)[:100]} of {entry['dtype']} in {end - start} bytes")
     return tuple(shape)
 
 

@@ -49,6 +49,7 @@ def test_a_pocket_card_gives_all_its_facts(tmp_path: Path) -> None:
                     {"file": "star.1.webp", "prompt": "a star <lora:star:0.9>", "seed": 1},
                     {"file": "../../etc/passwd", "prompt": "no"},
                     {"file": "absent.webp", "prompt": "no"},
+                    {"file": "\udce9.webp", "prompt": "no"},
                 ],
             }
         )

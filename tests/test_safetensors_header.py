@@ -161,6 +161,18 @@ def test_rank(tmp_path: Path, shapes: dict[str, tuple[int, ...]], metadata: dict
     assert read_header(write(tmp_path / "a.safetensors", shapes, metadata)).rank == rank
 
 
+def header(entry: dict[str, object]) -> bytes:
+    text = json.dumps({"lora_a": entry}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(4)
+
+
+def test_a_rank_that_can_not_be_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    text = json.dumps({f"{KOHYA}.lora_A.weight": {"dtype": "F4", "shape": [2**40, 2], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    assert read_header(path).rank is None
+
+
 GOOD = save({"lora_a": np.ones((2, 2), np.float32)})
 
 
@@ -180,6 +192,10 @@ GOOD = save({"lora_a": np.ones((2, 2), np.float32)})
         ((2).to_bytes(8, "little") + b"[]" + bytes(8), "."),
         ((4).to_bytes(8, "little") + b"\xff\xfe{}", "no safetensors header"),
         ((9).to_bytes(8, "little") + b'{"a": {}}', "no safetensors header"),
+        (header({"dtype": "F16", "shape": [2**40, 2], "data_offsets": [0, 4]}), "shape"),
+        (header({"dtype": "F16", "shape": [[1]], "data_offsets": [0, 4]}), "shape"),
+        (header({"dtype": ["F16"], "shape": [1], "data_offsets": [0, 4]}), "no safetensors header"),
+        (header({"dtype": "F16", "shape": [1], "data_offsets": "ab"}), "no safetensors header"),
         ((100_000).to_bytes(8, "little") + b"[" * 100_000, "no safetensors header"),
     ],
 )

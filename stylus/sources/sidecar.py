@@ -219,7 +219,7 @@ def _examples(value: object, folder: Path) -> tuple[Example, ...]:
         meta = _mapping(entry.get("meta")) or entry
         prompt = clean_line(meta.get("prompt"), 2000)
         file, url = entry.get("file"), clean_line(entry.get("url"), 2000)
-        if isinstance(file, str) and file == Path(file).name and "\0" not in file and (folder / file).is_file():
+        if isinstance(file, str) and file.isprintable() and file == Path(file).name and (folder / file).is_file():
             examples.append(_picture(folder / file, prompt))
         elif url.startswith(("https://", "http://")):
             examples.append(Example(image=url, prompt=prompt))
