@@ -3,7 +3,7 @@ rules on scope: an adapter is neither broader nor narrower than its task)."""
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 from stylus.records import Adapter, Category
@@ -29,8 +29,8 @@ _LOUD = re.compile(
 
 MODIFIES = "is part of the keyword"
 
-MOST_AGREEING = 8
-"""Phrases of a card that count together; more is repetition for the search engine."""
+DETAILED = 20
+"""Content words from which on a card says enough; more may be advertising."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,6 @@ class Evidence:
     strength: float
     reason: str
     covers: frozenset[str]
-    agreement: float = 0.0
-    """How many of the card's phrases speak of the same thing, as log(1 + count): [0, 2.2]."""
 
 
 def word_evidence(keyword: str, adapter: Adapter) -> Evidence | None:
@@ -65,7 +63,7 @@ def word_evidence(keyword: str, adapter: Adapter) -> Evidence | None:
         if strength > (best.strength if best else 0.0):
             covers = frozenset(asked).intersection(specific_words(phrase))
             best = Evidence(strength, f"{field} {_short(phrase)!r} {relation}", covers)
-    return replace(best, agreement=math.log1p(min(agreeing, MOST_AGREEING))) if best else None
+    return best
 
 
 def _phrases(adapter: Adapter) -> tuple[tuple[str, str], ...]:
@@ -105,6 +103,25 @@ def _compare(asked: tuple[str, ...], strong: tuple[str, ...], phrase: tuple[str,
 def about(adapter: Adapter) -> frozenset[str]:
     """All purpose words of the card's name, trigger words and tags."""
     return frozenset(word for _, phrase in _phrases(adapter) for word in purpose_words(phrase))
+
+
+def alike(one: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether two cards, given what each is `about`, are of one thing: half of the shorter one's words are shared."""
+    shared = len(one & other)
+    return shared > 0 and 2 * shared >= min(len(one), len(other))
+
+
+def detail(adapter: Adapter) -> float:
+    """How much a card says, [0, 1]: its content words up to 20, on a log scale.
+
+    Whoever takes care of an adapter describes it, and cards of adapters that many use grow. Not part of the paper,
+    whose composer sees all cards and is told nothing about this."""
+    return math.log1p(min(_said(adapter.description[:2000], adapter.tags), DETAILED)) / math.log1p(DETAILED)
+
+
+@lru_cache(maxsize=4096)
+def _said(description: str, tags: tuple[str, ...]) -> int:
+    return len(content_words(f"{description} {' '.join(tags)}"))
 
 
 def is_named(adapter: Adapter, keyword: str) -> bool:

@@ -47,7 +47,7 @@ _LISTS = {
         using keep keeps kept seen seem seems appear appears become becomes go goes went come comes came take taken
         takes took put puts give gives gave ride rides rode walk walks look looks looking wait waits eat eats ate
         drawn worn driven built""",
-    "ly": "family butterfly dragonfly jelly belly lily bully curly woolly",
+    "ly": "family butterfly dragonfly jelly belly lily bully curly woolly brolly holly dolly rally gully assembly",
     "things in -ing": """
         building string spring swing sling thing ceiling wedding evening morning lightning earring duckling painting
         drawing clothing bedding frosting icing topping pudding dumpling stocking railing awning sibling living dining

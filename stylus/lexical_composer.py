@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from stylus.evidence import Evidence, about, doubts, is_named, word_evidence
+from stylus.evidence import Evidence, about, alike, detail, doubts, is_named, word_evidence
 from stylus.keywords import core, keywords, parts
-from stylus.records import BaseModelFamily, Category, Choice, Match, OnProgress, Task, Usage
+from stylus.records import Adapter, BaseModelFamily, Category, Choice, Match, OnProgress, Task, Usage
 from stylus.trigger_words import serving
 from stylus.words import content_words, purpose_words
 
@@ -69,12 +69,21 @@ class Thresholds:
     """Least evidence by words on which an adapter is chosen."""
     floor: float = 0.25
     """Below this similarity nothing is chosen on similarity alone."""
-    similar: float = 0.45
-    """Similarity plus twice its lead over other purposes that chooses without any word in common."""
+    similar: float = 0.39
+    """Similarity plus its lead over other things, which chooses without any word in common."""
+    sure: float = 0.95
+    """Evidence by words that chooses whatever else is true: the card says what the keyword says."""
+    score: float = 2.0
+    """Score that chooses on less: of a card that says much, or that the whole prompt is about."""
+    behind: float = 0.5
+    """How far behind the prompt's best candidate others may be where all cards say little."""
 
 
-MOST_SIMILAR = 20
-"""Adapters that can be chosen for a term on similarity alone: the nearest ones."""
+SYNONYM = 0.6
+"""Strength of similarity without a word in common: that of weak evidence by words."""
+
+NEAR = 0.15
+"""How much less similar than the nearest one another adapter of the same thing may be."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +108,9 @@ class LexicalComposer:
         """
         asked = keywords(prompt)
         usable = [match for match in matches if match.adapter.quality is None and not match.adapter.hidden]
-        purposes = {match.adapter.id: about(match.adapter) for match in usable}
+        purposes = {match.adapter.id: about(match.adapter) for match in usable if _is_sound(match.adapter)}
         scored = [self._judge(number, keyword, usable, purposes) for number, keyword in enumerate(asked)]
-        chosen = _assign([evidence for of_task in scored for evidence in of_task], asked, limits)
-        tasks = tuple(
-            task for keyword, of_keyword in zip(asked, chosen, strict=True) for task in _split(keyword, of_keyword)
-        )
+        tasks = tuple(_assign(self._worth([candidate for of_task in scored for candidate in of_task]), asked, limits))
         notes = ("The lexical composer is deterministic: temperature has no effect.",) if temperature > 0 else ()
         return Draft(tasks, self.name, notes)
 
@@ -112,7 +118,7 @@ class LexicalComposer:
         self, task: int, keyword: str, matches: Sequence[Match], purposes: Mapping[str, frozenset[str]]
     ) -> list["_Candidate"]:
         """The adapters that fit the keyword or a part of it, each with what speaks for it."""
-        alike = self._alike(core(keyword), matches, purposes)
+        whole = self._alike(core(keyword), matches, purposes)
         # A synonym for a part: a style is named by the modifier, a thing by the head ("gilded crown").
         modifier, head = (
             ({}, {}) if (cut := parts(keyword)) is None else (self._alike(part, matches, purposes) for part in cut)
@@ -125,12 +131,19 @@ class LexicalComposer:
             evidence = word_evidence(keyword, adapter)
             if evidence is None or evidence.strength < self.thresholds.words:
                 part = modifier if adapter.category is Category.STYLE else head
-                evidence = part.get(adapter.id) or alike.get(adapter.id)  # the narrower leaves room for another
+                evidence = part.get(adapter.id) or whole.get(adapter.id)  # the narrower leaves room for another
             if evidence is not None:
-                # Among equals the card that says the same in most of its phrases wins, then the more similar one.
-                score = evidence.strength + 0.3 * evidence.agreement + 0.5 * similarity + 0.1 * match.prompt_score
-                found.append(_Candidate(task, match, evidence, score - doubts(adapter)))
+                # Among equals wins the card that says more, then the one that is nearer to the prompt.
+                score = evidence.strength + 1.2 * detail(adapter)
+                score += match.prompt_score + 0.3 * similarity - doubts(adapter)
+                found.append(_Candidate(task, match, evidence, score))
         return found
+
+    def _worth(self, candidates: list["_Candidate"]) -> list["_Candidate"]:
+        """Without those that are much weaker than what the prompt can have: fewer adapters leave each more effect."""
+        best = max((candidate.score for candidate in candidates), default=0.0)
+        least = min(self.thresholds.score, best - self.thresholds.behind)
+        return [c for c in candidates if c.evidence.strength >= self.thresholds.sure or c.score >= least]
 
     def _alike(
         self, term: str, matches: Sequence[Match], purposes: Mapping[str, frozenset[str]]
@@ -138,25 +151,28 @@ class LexicalComposer:
         """Synonyms, by adapter id: no word in common, yet similar, and more so than adapters for anything else.
 
         A word that no adapter is about ("circle") is about as similar to many; a synonym ("kitty") stands out for the
-        adapters of one concept. So similarity and, twice, its lead over the best adapter of another purpose count.
-        The other adapters of that concept, a little less similar, come along, so that the best card among them can be
-        chosen. Strength is below that of any evidence by words: [0, 0.3].
+        adapters of one thing. So similarity and its lead over the nearest adapter for another thing count. The other
+        adapters for that thing, a little less similar, come along, so that the best card among them can be chosen.
+        A card that speaks against itself or says nothing neither stands out nor hides another, since its few words are
+        similar by chance.
         """
-        found: dict[str, Evidence] = {}
         if not purpose_words(term):
-            return found
-        ranked = sorted(((similarity_to(term, m), m.adapter.id) for m in matches), key=lambda p: (-p[0], p[1]))
-        for similarity, id in ranked[:MOST_SIMILAR]:
-            rival = next((score for score, other in ranked if not purposes[other] & purposes[id]), 0.0)
-            distinct = similarity + 2 * (similarity - rival)
-            if similarity < self.thresholds.floor or distinct < self.thresholds.similar:
-                continue
-            strength, covers = 0.3 * min(1.0, max(0.0, distinct)), frozenset(content_words(term))
-            for score, other in ranked[:MOST_SIMILAR]:
-                shared = len(purposes[other] & purposes[id])
-                if other == id or (score >= similarity - 0.1 and shared and 2 * shared >= len(purposes[other])):
-                    found.setdefault(other, Evidence(strength, f"similar to {term!r} ({score:.2f})", covers))
-        return found
+            return {}
+        sound = ((similarity_to(term, match), match.adapter.id) for match in matches if match.adapter.id in purposes)
+        ranked = sorted(sound, key=lambda pair: (-pair[0], pair[1]))
+        if not ranked or ranked[0][0] < self.thresholds.floor:
+            return {}
+        nearest, first = ranked[0]
+        same = {id for _, id in ranked if id == first or alike(purposes[id], purposes[first])}
+        rival = next((score for score, id in ranked if id not in same), 0.0)
+        if 2 * nearest - rival < self.thresholds.similar:
+            return {}
+        covers = frozenset(content_words(term))
+        return {
+            id: Evidence(SYNONYM, f"similar to {term!r} ({score:.2f})", covers)
+            for score, id in ranked
+            if id in same and score >= nearest - NEAR
+        }
 
 
 @dataclass(frozen=True)
@@ -173,44 +189,52 @@ def similarity_to(keyword: str, match: Match) -> float:
     return scores.get(core(keyword), scores.get(keyword, 0.0))
 
 
-_Chosen = tuple[Choice, frozenset[str]]
-"""A choice and the words of its keyword that it covers."""
+def _is_sound(adapter: Adapter) -> bool:
+    """Whether the card says something, and nothing against itself."""
+    return bool(adapter.description or adapter.tags) and not doubts(adapter)
 
 
-def _split(keyword: str, chosen: Sequence[_Chosen]) -> Iterator[Task]:
+def _side(keyword: str, covers: frozenset[str]) -> int:
+    """Which half of a keyword about two things a choice serves: 0 the modifier, 1 the head. Of one thing: always 1."""
+    halves = parts(keyword)
+    return 1 if halves is None or covers.isdisjoint(content_words(halves[0])) else 0
+
+
+def _split(keyword: str, chosen: Sequence[Choice], sides: Sequence[int]) -> Iterator[Task]:
     """A keyword about two things ("golden crown") that got an adapter for each is two tasks: in one task they would be
     averaged like rivals for one concept, and each would come out at half its weight."""
     halves = parts(keyword)
     if len(chosen) < 2 or halves is None:
-        yield Task(keyword=keyword, choices=tuple(choice for choice, _ in chosen))
+        yield Task(keyword=keyword, choices=tuple(chosen))
         return
-    modifier = set(content_words(halves[0]))
-    for half, about_modifier in zip(halves, (True, False), strict=True):
-        mine = tuple(choice for choice, covers in chosen if bool(covers & modifier) is about_modifier)
-        yield Task(keyword=half, choices=mine)
+    for half, keyword_half in enumerate(halves):
+        mine = tuple(choice for choice, side in zip(chosen, sides, strict=True) if side == half)
+        yield Task(keyword=keyword_half, choices=mine)
 
 
-def _assign(candidates: Sequence[_Candidate], asked: Sequence[str], limits: Limits) -> list[list[_Chosen]]:
+def _assign(candidates: Sequence[_Candidate], asked: Sequence[str], limits: Limits) -> Iterator[Task]:
     """Best evidence first, over all tasks together, so that an adapter serves the task that it fits best."""
-    chosen: list[list[_Chosen]] = [[] for _ in asked]
+    chosen: list[list[Choice]] = [[] for _ in asked]
+    sides: list[list[int]] = [[] for _ in asked]
     covered: list[set[str]] = [set() for _ in asked]
     used: set[str] = set()
     styles = 0
     family: BaseModelFamily | None = None
     for candidate in sorted(candidates, key=lambda c: (-c.score, c.match.adapter.id)):
-        adapter, task = candidate.match.adapter, candidate.task
+        adapter, task, covers = candidate.match.adapter, candidate.task, candidate.evidence.covers
         is_style = adapter.category is Category.STYLE
         if (
             len(used) >= limits.total
-            or len(chosen[task]) >= limits.per_task
+            or sum(side == _side(asked[task], covers) for side in sides[task]) >= limits.per_task
             or (is_style and styles >= limits.styles)
             or adapter.id in used
-            or candidate.evidence.covers & covered[task]
+            or covers & covered[task]
             or (family and adapter.base_model not in (None, family))
         ):
             continue
         used.add(adapter.id)
-        covered[task] |= candidate.evidence.covers
+        covered[task] |= covers
+        sides[task].append(_side(asked[task], covers))
         styles += is_style
         family = family or adapter.base_model
         choice = Choice(
@@ -221,5 +245,6 @@ def _assign(candidates: Sequence[_Candidate], asked: Sequence[str], limits: Limi
             category=adapter.category,
             trigger_words=serving(adapter, asked[task]),
         )
-        chosen[task].append((choice, candidate.evidence.covers))
-    return chosen
+        chosen[task].append(choice)
+    for keyword, of_keyword, its_sides in zip(asked, chosen, sides, strict=True):
+        yield from _split(keyword, of_keyword, its_sides)

@@ -30,6 +30,7 @@ from stylus.words import content_words, fold
         ("(fox_tail:1.2)", ["fox_tail"]),
         ("big old brown wooden garden chair", ["big old", "brown wooden garden chair"]),
         ("a dog and two dogs", ["dog"]),
+        ("a purple brolly, slowly", ["purple brolly"]),
         ("赤い猫, かわいい", ["赤い猫", "かわいい"]),
         ("हिन्दी चित्र", ["हिन्दी चित्र"]),
         ("", []),
