@@ -280,10 +280,10 @@ def embedded(
     embedder: Embedder,
     brought: Mapping[str, Float32[np.ndarray, "chunks d"]] = MappingProxyType({}),
 ) -> list[Entry]:
-    """Adapters and the content hashes of their cards with vectors, `brought` ones (by id) or new ones: of their pieces,
+    """Adapters and the content hashes of their cards with vectors: `brought` ones (by id), or new ones of their pieces,
     and of the name where it is not all the text there is. Raises ModelUnavailable."""
     pieces = {adapter.id: [] if adapter.id in brought else chunks(adapter) for adapter, _ in adapters}
-    names = {adapter.id: adapter.name for adapter, _ in adapters if pieces[adapter.id] != [adapter.name]}
+    names = {adapter.id: adapter.name for adapter, _ in adapters if pieces[adapter.id] not in ([], [adapter.name])}
     texts = list(dict.fromkeys([text for some in pieces.values() for text in some] + list(names.values())))
     vectors = dict(zip(texts, embedder.documents(texts), strict=True))
     return [
