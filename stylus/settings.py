@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     checkpoints_kept: int = Field(2, ge=1, description="checkpoints in memory; the least recently used is unloaded")
     device: str | None = Field(None, description="torch device; unset: cuda, mps or cpu, the first there is")
     dtype: str | None = Field(None, description="float32, float16 or bfloat16; unset: float32 on cpu, else float16")
-    offload: bool = Field(False, description="keep only the model at work on the device (accelerate's CPU offload)")
+    offload: bool = Field(False, description="keep only the model at work on the GPU (accelerate's CPU offload)")
     vae_tiling: bool = Field(False, description="decode large pictures in tiles: less memory, faint seams")
     compile: bool = Field(False, description="torch.compile the denoiser: minutes at the first picture, faster after")
     adapter_cache_gb: float = Field(2.0, gt=0, description="adapters kept on the device, and as much in main memory")

@@ -128,7 +128,7 @@ class Checkpoints:
             kind = FAMILIES[family](pipeline)
             kind.prepare()
             _keep_vae_exact(family, pipeline)
-            if self.settings.offload:
+            if self.settings.offload and self.device.type != "cpu":
                 pipeline.enable_model_cpu_offload(device=self.device)
             else:
                 pipeline.to(self.device)

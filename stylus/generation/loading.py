@@ -102,7 +102,9 @@ class Loading:
             try:
                 resident = self._held.present(adapter)
                 if resident is None:
-                    resident = self._held.admit(adapter, self._reads[adapter.id].result(), keep)
+                    read = self._reads.get(adapter.id)  # none where the file changed a moment ago
+                    weights = self._held.files.read(adapter) if read is None else read.result()
+                    resident = self._held.admit(adapter, weights, keep)
                 self._ready[adapter.id] = resident
             except UnsupportedAdapter as error:
                 self.left_out[adapter.id] = f"Left out: {error}"

@@ -1,0 +1,86 @@
+"""A checkpoint as one file, in the layout that Stable Diffusion was published in, draws what its folder draws."""
+
+import re
+from pathlib import Path
+
+import pytest
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stylus.errors import CheckpointError
+from stylus.generation.checkpoints import Checkpoints
+from stylus.generation.generator import Generator
+from stylus.generation.sgm_names import sgm_names
+from stylus.records import BaseModelFamily, Request
+from stylus.settings import Settings
+from tests.generation import tiny
+
+NORMS = {"norm1": "in_layers.0", "norm2": "out_layers.0"}
+DECODER_BLOCKS = 4
+
+
+def original_unet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = {path: name for name, path in sgm_names(key.rpartition(".")[0] for key in state).items()}
+    renamed = {}
+    for key, tensor in state.items():
+        path, _, kind = key.rpartition(".")
+        name = "out.0" if path == "conv_norm_out" else names[path]
+        if ".resnets." in path:
+            end = name.rpartition(".")[2]
+            name = name.removesuffix(end) + NORMS.get(end, end)
+        renamed[f"model.diffusion_model.{name}.{kind}"] = tensor
+    return renamed
+
+
+def original_vae(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def place(match: re.Match[str]) -> str:
+        side, block, kind, number = match.groups()
+        block = block if side == "down" else str(DECODER_BLOCKS - 1 - int(block))
+        return f"{side}.{block}." + (f"block.{number}" if kind == "resnets" else f"{side}sample")
+
+    renamed = {}
+    for key, tensor in state.items():
+        name = re.sub(r"(down|up)_blocks\.(\d)\.(resnets|downsamplers|upsamplers)\.(\d)", place, key)
+        name = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", name)
+        if "attentions" in name:
+            name = name.replace("mid_block.attentions.0", "mid.attn_1").replace("group_norm", "norm")
+            name = name.replace("to_out.0", "proj_out").replace("to_", "")
+            tensor = tensor[:, :, None, None] if tensor.ndim == 2 else tensor
+        name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+        renamed[f"first_stage_model.{name}"] = tensor
+    return renamed
+
+
+def original_text(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}": t for key, t in state.items()}
+
+
+@pytest.fixture
+def file(folder: Path, tmp_path: Path) -> Path:
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    tensors = original_unet(pipe.unet.state_dict()) | original_vae(pipe.vae.state_dict())
+    tensors |= original_text(pipe.text_encoder.state_dict())
+    path = tmp_path / "published.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return path
+
+
+def test_a_single_file(file: Path, folder: Path, generator: Generator, tmp_path: Path) -> None:
+    configured = Settings(data=tmp_path, checkpoints={"sd15": f"{file}@{folder}"}, device="cpu")
+    request = Request(composition=tiny.composition(), seed=5, steps=3)
+    (from_file,) = Generator(Checkpoints(configured)).render(request, {})
+    (from_folder,) = generator.render(request, {})
+    assert from_file.image.tobytes() == from_folder.image.tobytes()
+    assert from_file.provenance["checkpoint"]["name"] == "published"
+    assert str(tmp_path) not in str(from_file.provenance)
+
+
+def test_a_file_that_is_not_one(file: Path, folder: Path, tmp_path: Path) -> None:
+    file.write_bytes(file.read_bytes()[:1000])
+    for source, words in (
+        (f"{file}@{folder}", "can't be loaded"),
+        (str(tmp_path / "gone.safetensors"), "is not there"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            Checkpoints(Settings(data=tmp_path, checkpoints={"sd15": source}, device="cpu")).open(BaseModelFamily.SD15)
