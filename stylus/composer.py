@@ -45,14 +45,15 @@ _LOOK = 0.1
 """Seconds between two looks at whether the caller still wants the answer."""
 
 
+# What the fields mean stands in the instructions: a description in the schema would be paid for twice.
 class _Choice(BaseModel):
-    candidate: int = Field(description="number of the candidate")
-    reason: str = Field("", description="one short sentence: what in its card fits the keyword")
+    candidate: int
+    reason: str = ""
 
 
 class _Task(BaseModel):
-    keyword: str = Field(description="copied from the prompt, one to four words")
-    adapters: list[_Choice] = Field(default_factory=list, description="candidates that draw it; empty is fine")
+    keyword: str
+    adapters: list[_Choice] = Field(default_factory=list)
 
 
 class Reply(BaseModel):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from stylus.evidence import word_evidence
 from stylus.keywords import keywords
 from stylus.lexical_composer import similarity_to
-from stylus.records import Adapter, Match
+from stylus.records import Adapter, Category, Match
 from stylus.rules import clean
 from stylus.words import content_words
 
@@ -20,7 +20,7 @@ PER_KEYWORD = 4
 """Places that a keyword has for itself, so that a long prompt can't fill the list with one of its things."""
 _WORDS, _SIMILARITY = 0.2, 0.5
 
-MOST_TAGS = 6
+MOST_TAGS = 5
 MOST_TRIGGERS = 2
 MOST_SAID = 160
 """Characters of a description: authors say first what an adapter is."""
@@ -53,20 +53,21 @@ def _strength(keyword: str, adapter: Adapter) -> float:
 
 def render(prompt: str, candidates: Sequence[Adapter]) -> str:
     """What the model reads after the instructions. Text of cards is cut, on one line, and can't close its field."""
-    lines = [f"{number}. {card(adapter)}" for number, adapter in enumerate(candidates, start=1)]
+    lines = [f"{number} {card(adapter)}" for number, adapter in enumerate(candidates, start=1)]
     shown = prompt.replace("</prompt>", "")
     return "\n".join(("<candidates>", *lines, "</candidates>", f"<prompt>{shown}</prompt>"))
 
 
 def card(adapter: Adapter) -> str:
-    """A card in one line of at most about 600 characters: name, category, then what tags, trigger words and the start
-    of the description add to that."""
+    """A card in one line of at most about 500 characters: name, category (a concept if none), then what tags, trigger
+    words and the start of the description add to that."""
     name = _field(adapter.name, 60)
     said = {name.casefold()}
     tags = _new([_field(tag, 30) for tag in adapter.tags], said)[:MOST_TAGS]
     triggers = _new([_field(word, 30) for word in adapter.trigger_words], said)[:MOST_TRIGGERS]
     fields = {"": ", ".join(tags), "trigger: ": ", ".join(triggers), "says: ": _says(adapter)}
-    return " | ".join((name, adapter.category, *(label + text for label, text in fields.items() if text)))
+    category = [] if adapter.category is Category.CONCEPT else [adapter.category.value]
+    return " | ".join((name, *category, *(label + text for label, text in fields.items() if text)))
 
 
 def _new(entries: Sequence[str], said: set[str]) -> list[str]:
@@ -77,11 +78,11 @@ def _new(entries: Sequence[str], said: set[str]) -> list[str]:
 
 
 def _says(adapter: Adapter) -> str:
-    """The start of the description; empty where at least four of five of its words are the card's others."""
+    """The start of the description; empty where it adds no more than two words, or a fifth of its own, to the rest."""
     shown = _field(adapter.description, MOST_SAID)
     words = set(content_words(shown))
     others = set(content_words(" ".join((adapter.name, *adapter.tags, *adapter.trigger_words))))
-    return shown if len(words - others) > len(words) / 5 else ""
+    return shown if len(words - others) > max(2, len(words) / 5) else ""
 
 
 def _field(text: str, most: int) -> str:

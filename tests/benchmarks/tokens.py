@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic_ai.tools import GenerateToolJsonSchema
 from transformers import AutoTokenizer
 
 from stylus.composer import Reply, instructions
@@ -67,7 +68,10 @@ class Counter:
 def measure(stylus: Stylus, queries: Sequence[dict[str, Any]], known: set[str]) -> dict[str, Any]:
     """The figures over these prompts."""
     count, limits = Counter(), Limits()
-    rules, schema = count(instructions(limits)), count(json.dumps(Reply.model_json_schema()))
+    rules, schema = (
+        count(instructions(limits)),
+        count(json.dumps(Reply.model_json_schema(schema_generator=GenerateToolJsonSchema))),
+    )
     filters = Filters(base_model=BaseModelFamily.SD15, has_file=True)
     papers, ours, sizes, spent, wanted, held = [], [], [], [], 0, 0
     for query in queries:
