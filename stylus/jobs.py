@@ -10,8 +10,8 @@ waiter, it loses nothing while Postgres restarts, and its delay is small beside 
 worker by NOTIFY, which procrastinate listens to.
 
 Fair share: a job's priority is minus the number of unfinished jobs of its owner before it, so owners take turns,
-however much one of them asks for. Each checkpoint has a queue of its own, and a worker prefers the one whose checkpoint it has
-in memory (`worker.OwnFirst`).
+however much one of them asks for. Each checkpoint has a queue of its own, and a worker prefers the one whose
+checkpoint it has in memory (`worker.OwnFirst`).
 """
 
 import secrets

@@ -22,7 +22,7 @@ def upgrade() -> None:
         revoked_at  timestamptz
     )
     """)
-    op.execute("comment on column tokens.hash is 'SHA-256: the tokens are long and random, so nothing slower is needed'")
+    op.execute("comment on column tokens.hash is 'SHA-256: tokens are long and random, nothing slower is needed'")
     op.execute("""
     create table pictures (
         owner       text not null,

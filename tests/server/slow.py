@@ -1,4 +1,5 @@
-"""`python -m tests.server.slow SECONDS`: the real server with a renderer that needs no torch and takes its time.
+"""`python -m tests.server.slow SECONDS [PORT | worker]`: the real server with a renderer that needs no torch and takes
+its time; on stdio, on an HTTP port of loopback, or a worker alone, whose silence is noticed sooner there.
 
 For what is about the process and not about pictures: signals, waiting, a database that goes away. SECONDS is how long a
 call waits for its images. A picture takes a twentieth of a second a step.
@@ -18,6 +19,7 @@ from stylus.pictures import image_id
 from stylus.records import ImageRecord, OnProgress, Progress, Request
 from stylus.settings import Settings
 from stylus.stylus import Stylus
+from stylus.worker import Worker
 
 
 def draw(self: Stylus, what: Request, *, on_progress: OnProgress, job_id: str) -> list[ImageRecord]:
@@ -41,4 +43,13 @@ def _picture(stylus: Stylus, what: Request, job_id: str, index: int) -> ImageRec
 if __name__ == "__main__":
     Stylus.generate = draw  # type: ignore[method-assign, assignment]
     Backend.open_soon = lambda self: None  # type: ignore[method-assign]
-    run(Settings.read(), wait=float(sys.argv[1]))
+    wait, *how = sys.argv[1:]
+    if how:
+        Worker.__init__.__kwdefaults__ = {"heartbeat": 0.5, "stalled": 4.0}
+    if how == ["worker"]:
+        with Stylus(Settings.read()) as stylus:
+            Worker(stylus).run()
+    elif how:
+        run(Settings.read(), http=True, port=int(how[0]), wait=float(wait))
+    else:
+        run(Settings.read(), wait=float(wait))
