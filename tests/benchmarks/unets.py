@@ -39,7 +39,7 @@ class World:
             beta_schedule="scaled_linear", use_karras_sigmas=True, prediction_type="v_prediction"
         )
         scheduler.set_timesteps(self.steps, device=self.device)
-        latents = self.latents[rows] * scheduler.init_noise_sigma
+        latents: Tensor = self.latents[rows] * scheduler.init_noise_sigma
         with torch.no_grad():
             for step, timestep in enumerate(scheduler.timesteps):
                 if before:
