@@ -45,7 +45,8 @@ _QUERIES = (
     ),
     (
         "one file under several ids",
-        "exists (select from adapters b where b.id <> a.id and (b.sha256 = a.sha256 or b.file = a.file))",
+        "(sha256 in (select sha256 from adapters group by 1 having count(*) > 1)"
+        " or file in (select file from adapters group by 1 having count(*) > 1))",
         "nothing: of one file the search shows one adapter",
     ),
     (
@@ -99,13 +100,14 @@ def examine_library(database: Database) -> list[Finding]:
 def check_files(database: Database, on_progress: OnProgress | None = None) -> None:
     """Reads the tensors of every file, one at a time, and flags those that can't be right in `quality`.
 
-    A file that was mended loses its flag. Raises DatabaseUnavailable; what was flagged until then stays.
+    A file that was mended loses its flag; one that can't be read now, as on a disk that is not mounted, stays as it is.
+    Raises DatabaseUnavailable; what was flagged until then stays.
     """
     query = "select id, file, quality from adapters where file is not null and not missing order by id"
     with database.connection() as connection:
         files = connection.execute(query).fetchall()
     for number, (id, file, before) in enumerate(files, 1):
-        if before is None or before.startswith(_CHECKED):
+        if (before is None or before.startswith(_CHECKED)) and os.access(file, os.R_OK):
             fault = fault_of(Path(file))
             after = None if fault is None else _CHECKED + fault
             if after != before:

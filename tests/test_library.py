@@ -95,6 +95,9 @@ def test_files_that_cant_be_right_are_flagged_until_they_are_mended(database: Da
         connection.execute("update adapters set file = %s where name = 'b_bad'", [str(tmp_path / "a_good.safetensors")])
     check_files(database)
     assert flags() == {"c_by_hand": "ugly"}
+    (tmp_path / "a_good.safetensors").unlink()
+    check_files(database)
+    assert flags() == {"c_by_hand": "ugly"}
     assert bad.is_file()
 
 
