@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
 from stylus.catalog import Catalog
+from stylus.cli import app
 from stylus.database import Database
 from stylus.files import Files
 from stylus.ingest import ingest_folder
 from stylus.library import check_files, examine_library, fault_of
 from stylus.records import Filters, Progress
+from stylus.settings import Settings
 from tests.word_embedder import WordEmbedder
 
 LAYER = "lora_unet_down_blocks_{}_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -122,3 +125,17 @@ def test_a_file_that_was_cut_short_or_is_gone_is_a_fault(tmp_path: Path) -> None
     assert "truncated" in str(fault_of(path))
     path.unlink()
     assert "can't be read" in str(fault_of(path))
+
+
+def test_the_command_shows_what_was_found(
+    database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings.database_url is not None
+    monkeypatch.setenv("STYLUS_DATABASE_URL", settings.database_url.get_secret_value())
+    shown = CliRunner().invoke(app, ["doctor", "--library"])
+    assert (shown.exit_code, shown.output) == (0, "Nothing is wrong with the adapters of the catalog.\n")
+    weights(tmp_path / "[b]ad.safetensors", float("nan"))
+    ingest(database, tmp_path)
+    findings = json.loads(CliRunner().invoke(app, ["doctor", "--library", "--deep", "--json"]).stdout)
+    assert {f["what"]: f["names"] for f in findings if f["count"]}["suspicious"] == ["[b]ad"]
+    assert "[b]ad" in CliRunner().invoke(app, ["doctor", "--library"]).output
