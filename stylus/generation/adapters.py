@@ -202,6 +202,11 @@ class ResidentAdapters:
         self._residents: OrderedDict[str, Resident] = OrderedDict()
 
     @property
+    def components(self) -> Set[str]:
+        """The models that adapters may change, by name."""
+        return self._models.keys()
+
+    @property
     def size(self) -> int:
         """Bytes of all attached adapters."""
         return sum(resident.size for resident in self._residents.values())

@@ -5,7 +5,7 @@ import gc
 import secrets
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,7 @@ class Rendering:
         for batch in self._left:
             means = [[settled.weights(image).get(id, 0.0) for id in residents] for image in batch]
             weights = np.array(means, dtype=np.float32).reshape(len(batch), len(residents))
-            for component in loaded.kind.components[1:]:
+            for component in loaded.adapters.components & set(loaded.kind.components[1:]):
                 loaded.adapters.switch(component, list(residents.values()), weights)
             with torch.no_grad():
                 positive, against = loaded.kind.encode(
@@ -84,9 +84,10 @@ class Rendering:
         """All images, in order. Raises GenerationError, and what `report` raises."""
         self._residents = residents
         found: dict[int, Picture] = {}
-        fuses = self.settled.static and sum(self.settled.passes) * len(self._left) >= FUSE_FROM
         try:
-            with torch.no_grad(), self._fusing() if fuses else nullcontext():
+            with torch.no_grad(), ExitStack() as until_done:
+                if self.settled.static and sum(self.settled.passes) * len(self._left) >= FUSE_FROM:
+                    self._fuse(until_done)
                 while self._left:
                     batch = self._left.popleft()
                     if (reason := self._tried(batch, found)) is not None:
@@ -96,15 +97,18 @@ class Rendering:
                 self.loaded.pipeline.vae.disable_tiling()
         return [found[image] for image in range(self.request.count)]
 
-    @contextmanager
-    def _fusing(self) -> Iterator[None]:
-        """All rows of a static schedule are alike: they share one set of fused weights."""
+    def _fuse(self, until_done: ExitStack) -> None:
+        """All rows of a static schedule are alike: they share one set of fused weights. Without the memory to keep the
+        base weights meanwhile, they stay gated."""
         row = dict(zip(self.settled.schedule.adapters, self.settled.schedule.weights[0, :, 0], strict=True))
         weights = np.array([row[id] for id in self._residents], dtype=np.float32)
         component = self.loaded.kind.components[0]
-        with self.loaded.adapters.fused(component, list(self._residents.values()), weights):
+        try:
+            until_done.enter_context(self.loaded.adapters.fused(component, list(self._residents.values()), weights))
             self._fused = True
-            yield
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
 
     def _tried(self, batch: list[int], found: dict[int, Picture]) -> str | None:
         """Renders the batch into `found`; or says how memory ran out. (Whoever holds the exception holds the frames,
