@@ -26,17 +26,24 @@ NAME, LABEL, TEXT = 3.0, 2.0, 1.0
 LONGEST = 64
 """Characters of a term: what is longer is no word, and Postgres indexes no text of some thousands."""
 
+PHRASE = 100
+"""Characters of what counts as a phrase."""
+
 _UNSPACED = "\u0e00-\u0e7f\u1100-\u11ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3"
 _RUN = re.compile(f"(?P<unspaced>[{_UNSPACED}]+)|[^{_UNSPACED}]+")
 
 
-@lru_cache(maxsize=65536)
 def terms(text: str) -> tuple[str, ...]:
     """The words of a text that can be matched, in order, repeats included.
 
     Korean joins particles to its nouns, and Chinese, Japanese and Thai write no spaces: there each pair of neighbours
     is a term (Lucene's CJK bigrams), so that the Korean for "cat" is found in "cat-subject".
     """
+    # Names and tags are met again and again; descriptions would fill the memory.
+    return _phrase_terms(text) if len(text) <= PHRASE else _terms(text)
+
+
+def _terms(text: str) -> tuple[str, ...]:
     found: list[str] = []
     for word in WORD.findall(text):
         if word.casefold() in FUNCTION_WORDS:
@@ -48,6 +55,9 @@ def terms(text: str) -> tuple[str, ...]:
             else:
                 found.append(piece)
     return tuple(found)
+
+
+_phrase_terms = lru_cache(maxsize=65536)(_terms)
 
 
 def frequencies(adapter: Adapter) -> Mapping[str, float]:

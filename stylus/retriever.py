@@ -19,6 +19,9 @@ MOST_KEYWORDS = 32
 DEPTH = 150
 """Candidates of each list, at least: so that the first ten are the same whether ten or a hundred are asked for."""
 
+MOST_READ = 2000
+"""Characters of a description in which to look for the reason."""
+
 
 class Retriever:
     """Searches a catalog by the configured embedding model, or by the one before it until all is embedded again."""
@@ -95,15 +98,14 @@ def _why(adapter: Adapter, asked: set[str], cosines: dict[str, float]) -> str:
         ("name", [adapter.name]),
         ("trigger word", [part.strip() for word in adapter.trigger_words for part in word.split(",")]),
         ("tag", adapter.tags),
-        ("description", [adapter.description] if adapter.description else []),
     )
     reasons = []
     found = [(bm25.shared(phrase, asked), field, phrase) for field, phrases in fields for phrase in phrases]
     most, field, phrase = max(found, key=lambda one: one[0])  # the first of equals
-    if most and field == "description":
-        reasons.append(f"its description says {', '.join(sorted(asked & set(bm25.terms(phrase))))}"[:80])
-    elif most:
+    if most:
         reasons.append(f"{field} {phrase[:60]!r}")
+    elif said := sorted(asked.intersection(bm25.terms(adapter.description[:MOST_READ]))):
+        reasons.append(f"its description says {', '.join(said)}"[:80])
     if cosines:
         text, cosine = max(cosines.items(), key=lambda pair: pair[1])
         what = "the prompt" if text == next(iter(cosines)) else repr(text)
