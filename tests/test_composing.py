@@ -1,10 +1,14 @@
 """What a person, a seed and a policy change in a composition, through the one object that all callers use."""
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from stylus.errors import InvalidInput
+from stylus.cli import app
+from stylus.errors import InvalidInput, NotFound
 from stylus.ingest import ingest_pocket
 from stylus.records import Composition, Pick, Policy
 from stylus.settings import Settings
@@ -73,3 +77,27 @@ def test_each_policy_chooses_from_the_same_catalog(stylus: Stylus) -> None:
     assert chosen[Policy.NONE].uncovered
     with pytest.raises(InvalidInput, match="STYLUS_RERANKER"):
         stylus.compose(PROMPT, policy=Policy.RERANKER)
+
+
+def test_the_commands_on_decisions(stylus: Stylus, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stylus.settings.database_url is not None
+    monkeypatch.setenv("STYLUS_DATABASE_URL", stylus.settings.database_url.get_secret_value())
+    monkeypatch.setenv("STYLUS_DATA", str(stylus.settings.data))
+
+    def ran(*arguments: str) -> Any:
+        result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+        assert result.exit_code == 0
+        return json.loads(result.stdout)
+
+    assert ran("weight", "pocket:star", "0.5") == {"pocket:star": 0.5}
+    pair = {"adapters": ["pocket:heart", "pocket:star"], "reason": "looks odd"}
+    assert ran("pair", "pocket:star", "pocket:heart", "--reason", "looks odd") == [pair]
+    composed = ran("compose", PROMPT, "--temperature", "0.2", "--seed", "3")
+    assert "pocket:star has your weight 0.5" in str(composed["notes"])
+    assert "looks odd" in str(composed["notes"])
+    assert ran("weight", "pocket:star", "--forget") == {}
+    assert ran("pair", "pocket:star", "pocket:heart", "--forget") == []
+    with pytest.raises(NotFound, match="pocket:nothing"):
+        ran("weight", "pocket:nothing", "0.5")
+    with pytest.raises(InvalidInput, match="both"):
+        ran("pair", "pocket:star")
