@@ -91,7 +91,7 @@ _NEXT = f"""
 select a.id from {_FROM} where {_IN_SCOPE} and not {_DONE} and a.id > %(after)s order by a.id limit %(limit)s
 """  # noqa: S608
 _WORK = f"""
-select a.content_hash, r.original, case when {_PAID} then r.refinement end,
+select a.content_hash, r.original, r.refinement ->> 'quality', case when {_PAID} then r.refinement end,
     array(select path from files where files.adapter = a.id)
 from {_FROM} where a.id = %(id)s and not {_DONE}
 """  # noqa: S608
@@ -136,8 +136,11 @@ class Refinements:
         adapter = self._catalog.get([id]).get(id)
         if row is None or adapter is None:
             return None
-        content_hash, original, paid, paths = row
-        card = adapter.model_dump() | (original if adapter.refined and original else {}) | {"refined": False}
+        content_hash, original, flag, paid, paths = row
+        card = adapter.model_dump() | {"refined": False}
+        if adapter.refined and original is not None:
+            # a flag that is not the refinement's was set or taken away since, by the check of the file
+            card |= original if adapter.quality == flag else {**original, "quality": adapter.quality}
         return Work(
             card=Adapter.model_validate(card),
             content_hash=content_hash,

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from typing import Annotated, Any
 
@@ -131,10 +132,8 @@ class Refiner:
     capability: AbstractCapability[Any]
     """How requests are sent: with patience, or in batches."""
 
-    async def refine(self, card: Adapter, pictures: Sequence[Picture], usage: RunUsage) -> tuple[Refinement, list[str]]:
-        """What the model makes of the card, and what had to be mended. A reply that breaks a rule goes back once, with
-        the reasons. Adds to `usage`, also when it raises (AgentRunError, UserError)."""
-        asked = _Asked(card)
+    @cached_property
+    def _agent(self) -> Agent[_Asked, Reply]:
         agent = Agent(
             self.model,
             deps_type=_Asked,
@@ -145,8 +144,14 @@ class Refiner:
             retries=1,
         )
         agent.output_validator(_must_be_right)
+        return agent
+
+    async def refine(self, card: Adapter, pictures: Sequence[Picture], usage: RunUsage) -> tuple[Refinement, list[str]]:
+        """What the model makes of the card, and what had to be mended. A reply that breaks a rule goes back once, with
+        the reasons. Adds to `usage`, also when it raises (AgentRunError, UserError)."""
+        asked = _Asked(card)
         try:
-            result = await agent.run(render(card, pictures), deps=asked, usage=usage)
+            result = await self._agent.run(render(card, pictures), deps=asked, usage=usage)
             reply, notes = result.output, []
         except AgentRunError as error:
             if asked.last is None:

@@ -299,6 +299,20 @@ def test_again_starts_from_the_card_and_not_from_a_refinement(world: World) -> N
         assert world.refine(server).unchanged == 1
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "file check: NaN"), ("file check: NaN", None)])
+def test_a_flag_that_the_check_of_files_changed_since_stays(
+    world: World, before: str | None, after: str | None
+) -> None:
+    world.ingest(card(1))
+    flag = "update adapters set quality = %s"
+    with ChatServer(by_card) as server:
+        for quality in (before, after):
+            with world.database.connection() as connection:
+                connection.execute(flag, [quality])
+            world.refine(server, again=True)
+            assert world.one().quality == quality
+
+
 def test_another_embedding_model_keeps_the_refinement(world: World) -> None:
     world.ingest(card(1))
     with ChatServer(by_card) as server:
@@ -451,7 +465,7 @@ def test_two_processes_share_the_work(
 def test_killed_at_ten_random_points_the_catalog_is_that_of_an_undisturbed_run(
     world: World, database_url: str, start: Callable[[str, str], multiprocessing.process.BaseProcess]
 ) -> None:
-    cards, chance, kills = 44, random.Random(3), 10
+    cards, chance, kills = 80, random.Random(3), 10
     world.ingest(*(card(n) for n in range(cards)))
     with ChatServer(by_card) as server:
         for _ in range(kills):
