@@ -22,7 +22,7 @@ app.add_typer(ingest_app, name="ingest")
 
 @ingest_app.command("folder")
 def ingest_folder(
-    path: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of .safetensors files.")],
+    path: Annotated[Path, typer.Argument(help="Folder of .safetensors files.")],
     as_json: AsJson = False,
 ) -> None:
     """Read a folder of adapters: safetensors headers and the cards beside them."""
