@@ -111,8 +111,7 @@ class Rendering:
                 raise
 
     def _tried(self, batch: list[int], found: dict[int, Picture]) -> str | None:
-        """Renders the batch into `found`; or says how memory ran out. (Whoever holds the exception holds the frames,
-        and with them the memory.)"""
+        """Renders the batch into `found`, or says how memory ran out; the exception would hold what fills it."""
         try:
             found |= self._batch(batch)
         except RuntimeError as error:
@@ -297,6 +296,5 @@ def _stacked(texts: Sequence[Text], dtype: torch.dtype) -> Text:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    # the CPU allocator raises plain RuntimeError
     said = ("can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in said)
+    return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in said)  # the CPU's allocator

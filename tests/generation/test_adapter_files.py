@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from stylus.errors import AdapterFileError, UnsupportedAdapter
 from stylus.generation.adapter_files import read_adapter
 from stylus.generation.adapter_keys import LayerNames, place
-from stylus.generation.adapters import GatedModel
 from stylus.generation.deltas import LowRank
+from stylus.generation.gated import GatedModel
 from stylus.records import Adapter, BaseModelFamily
 from tests.generation import tiny
 
