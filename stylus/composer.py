@@ -115,16 +115,16 @@ class ModelComposer:
             return kept
         revision = self.cache.revision() if self.cache else 0
         try:
-            reply, notes = self._ask(asked, on_progress)
+            reply, trouble = self._ask(asked, on_progress)
         except ModelUnavailable as error:
             usage = as_usage(asked.usage, time.monotonic() - start)
             draft = self.fallback.compose(prompt, matches, limits, temperature, seed, on_progress)
             notes = (f"{error} The {draft.composer} composer chose.", *draft.notes)
             return Draft(draft.tasks, draft.composer, notes, usage + draft.usage)
         tasks, problems = settle(reply.proposals(), prompt, asked.candidates, limits)
-        notes = (*notes, *(f"Left out: {problem}" for problem in problems))
+        notes = (*trouble, *(f"Left out: {problem}" for problem in problems))
         draft = Draft(tasks, self.name, notes, as_usage(asked.usage, time.monotonic() - start))
-        if self.cache and key:
+        if self.cache and key and not trouble:  # another time it may go better
             self.cache.put(key, _DRAFTS.dump_json(draft).decode(), revision)
         return draft
 

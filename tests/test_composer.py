@@ -293,6 +293,16 @@ def test_at_temperature_zero_the_same_question_is_asked_once(openai: Any, databa
     assert not first.usage.from_cache
 
 
+def test_a_reply_that_was_not_mended_is_not_kept(openai: Any, database: Database) -> None:
+    bad = {"tasks": [task("corgi", 1), task("unicorn", 2)]}
+    with ChatServer([Answer(bad), Answer("{half of a"), Answer(GOOD)]) as server:
+        openai(server)
+        composer = ModelComposer("openai-chat:fake", timeout=20, cache=CompositionCache(database))
+        first, again = (composer.compose(PROMPT, MATCHES, Limits()) for _ in range(2))
+    assert "mend" in first.notes[0]
+    assert (again.notes, again.usage.requests) == ((), 1)
+
+
 def test_a_fallback_is_not_kept(openai: Any, database: Database) -> None:
     with ChatServer([Answer(status=400, body=b"{}"), Answer(GOOD)]) as server:
         openai(server)
