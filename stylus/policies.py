@@ -44,11 +44,12 @@ class RerankedComposer:
         on_progress: OnProgress | None = None,
     ) -> Draft:
         try:
-            best, usage = _ranked(self.reranker, prompt, matches, on_progress)
-            note = f"{self.reranker.name} chose {min(KEPT, len(best))} of {len(best)} candidates."
+            ranked, usage = _ranked(self.reranker, prompt, matches, on_progress)
+            best = ranked[:KEPT]
+            note = f"{self.reranker.name} chose {len(best)} of {len(ranked)} candidates."
         except ModelUnavailable as error:
             best, usage, note = list(matches), Usage(), f"{error} The candidates were not reranked."
-        draft = self.composer.compose(prompt, best[:KEPT], limits, temperature, seed, on_progress)
+        draft = self.composer.compose(prompt, best, limits, temperature, seed, on_progress)
         return Draft(draft.tasks, draft.composer, (note, *draft.notes), usage + draft.usage)
 
 
