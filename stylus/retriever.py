@@ -47,9 +47,11 @@ class Retriever:
         with self._catalog.reading() as connection:
             among = search_index.facets(connection, filters)
             while True:
-                cards = search_index.nearest(connection, vectors, model, among, depth)
-                names = search_index.nearest(connection, vectors[1:], model, among, depth, names=True)
-                spoken = search_index.lexical(connection, texts, among, depth)
+                some = depth // 2  # a keyword is about less than the prompt, and each costs a walk
+                cards = search_index.nearest(connection, vectors[:1], model, among, depth)
+                cards += search_index.nearest(connection, vectors[1:], model, among, some)
+                names = search_index.nearest(connection, vectors[1:], model, among, some, names=True)
+                spoken = search_index.lexical(connection, texts, among, [depth, *[some] * len(words)])
                 alike = [
                     cards[0].scores,
                     *(_best(card.scores, name.scores) for card, name in zip(cards[1:], names, strict=True)),

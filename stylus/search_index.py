@@ -132,8 +132,9 @@ def similarities(connection: Connection, ids: Sequence[str], vectors: Vectors, m
     return {id: np.clip(np.asarray(found, np.float32), -1, 1) for id, found in rows}
 
 
-def lexical(connection: Connection, texts: Sequence[str], among: Sequence[int], depth: int) -> list[Found]:
-    """For each text the `depth` adapters with the highest BM25 scores, of those that share a word with it.
+def lexical(connection: Connection, texts: Sequence[str], among: Sequence[int], depths: Sequence[int]) -> list[Found]:
+    """For each text the adapters with the highest BM25 scores, of those that share a word with it, and as many as its
+    place in `depths` says.
 
     The postings come once, as one array a term, and are summed here: for a prompt with its keywords, whose words are
     the same, that takes a fifth of the time of a sum in SQL.
@@ -160,7 +161,10 @@ def lexical(connection: Connection, texts: Sequence[str], among: Sequence[int], 
         )
         weight = bm25.inverse_document_frequency(holding, documents)
         postings[term] = np.asarray(numbers or [], np.int64), parts * weight
-    best = [_sums([postings[stem] for stem in {stems[t] for t in terms} if stem in postings], depth) for terms in asked]
+    best = [
+        _sums([postings[stem] for stem in {stems[t] for t in terms} if stem in postings], depth)
+        for terms, depth in zip(asked, depths, strict=True)
+    ]
     wanted = sorted({number for numbers, _ in best for number in numbers.tolist()})
     ids = dict(connection.execute("select number, adapter from documents where number = any(%s)", [wanted]).fetchall())
     return [
@@ -168,7 +172,7 @@ def lexical(connection: Connection, texts: Sequence[str], among: Sequence[int], 
             _ranked({ids[n]: s for n, s in zip(numbers.tolist(), scores.tolist(), strict=True) if n in ids}),
             complete=len(numbers) < depth,
         )
-        for numbers, scores in best
+        for (numbers, scores), depth in zip(best, depths, strict=True)
     ]
 
 
@@ -193,7 +197,7 @@ def _prepare(connection: Connection, model: str, among: Sequence[int], depth: in
     if everything <= 0:
         return False
     plan = connection.execute(
-        "explain (format json) select from embeddings where model = %s and facet = any(%s)",
+        "explain (format json) select from embeddings where model = %s and chunk >= 0 and facet = any(%s)",
         [model, list(among)],
         prepare=False,
     ).fetchone()

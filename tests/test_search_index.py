@@ -27,7 +27,7 @@ def adapter(number: int, **fields: object) -> Adapter:
 def words_of(catalog: Catalog, query: str, filters: Filters = Filters(), depth: int = 50) -> dict[str, float]:  # noqa: B008
     with catalog.reading() as connection:
         among = search_index.facets(connection, filters)
-        return search_index.lexical(connection, [query], among, depth)[0].scores
+        return search_index.lexical(connection, [query], among, [depth])[0].scores
 
 
 @pytest.mark.parametrize("indexed", [False, True])

@@ -74,7 +74,7 @@ def _recalls(
     def lexical(prompt: str) -> list[str]:
         with catalog.reading() as connection:
             among = search_index.facets(connection, EVERYTHING)
-            return list(search_index.lexical(connection, [prompt], among, max(DEPTHS))[0].scores)
+            return list(search_index.lexical(connection, [prompt], among, [max(DEPTHS)])[0].scores)
 
     return {"paper": measure(paper, queries), "lexical": measure(lexical, queries), "ours": ours}
 
