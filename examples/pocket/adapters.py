@@ -128,8 +128,8 @@ def train_one(
         else:
             with torch.no_grad():
                 context = text(ids).last_hidden_state
-        # More noisy times than clean ones: that is where what is drawn is decided.
-        times = (1000 * torch.rand(BATCH).sqrt()).long()
+        # A few more noisy times than clean ones: what is drawn is decided there, its outlines later.
+        times = (1000 * torch.rand(BATCH) ** 0.8).long()
         loss = diffusion_loss(unet, noise, torch.cat([own_latents[mine], plain[1][base]]), context, times)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -88,6 +88,10 @@ def folder(source: Path, target: Path, *skip: str) -> None:
         shutil.rmtree(target)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(*skip))
     halve(target)
+    for config in target.rglob("config.json"):
+        values = json.loads(config.read_text(encoding="utf-8"))
+        values.pop("_name_or_path", None)  # where it was trained
+        config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def adapters(work: Path, only: set[str]) -> None:
