@@ -73,9 +73,9 @@ class Thresholds:
     """Similarity plus its lead over other things, which chooses without any word in common."""
     sure: float = 0.95
     """Evidence by words that chooses whatever else is true: the card says what the keyword says."""
-    score: float = 2.0
+    score: float = 2.05
     """Score that chooses on less: of a card that says much, or that the whole prompt is about."""
-    behind: float = 0.5
+    behind: float = 0.3
     """How far behind the prompt's best candidate others may be where all cards say little."""
 
 
