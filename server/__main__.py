@@ -4,19 +4,19 @@ import argparse
 import sys
 
 from server.app import run
-from stylus.errors import SettingsError
+from stylus.errors import StylusError
 from stylus.settings import Settings
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m server", description="Serve the tools of Stylus to MCP clients.")
     parser.add_argument("--http", action="store_true", help="streamable HTTP at /mcp instead of stdio")
-    parser.add_argument("--host", default="127.0.0.1", help="others than loopback need STYLUS_TOKENS")
+    parser.add_argument("--host", default="127.0.0.1", help="others than loopback need tokens")
     parser.add_argument("--port", type=int, default=8765)
     options = parser.parse_args()
     try:
         run(Settings.read(), http=options.http, host=options.host, port=options.port)
-    except SettingsError as error:
+    except StylusError as error:
         sys.exit(str(error))
 
 

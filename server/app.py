@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from types import FrameType
 
@@ -20,10 +21,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from server import resources, tools
-from server.auth import LOOPBACK, Tokens, auth_settings, security
+from server.auth import LOOPBACK, Verifier, auth_settings, security
 from server.backend import WAIT, Backend
+from server.guard import Guard
+from server.images import MOST_BYTES, Images
 from server.protocol import StylusServer
-from stylus.errors import SettingsError, StylusError
+from stylus.errors import DatabaseUnavailable, SettingsError, StylusError
 from stylus.settings import Settings
 
 INSTRUCTIONS = """\
@@ -62,7 +65,7 @@ def build(backend: Backend, *, own_stdout: bool = False, token_url: str | None =
         lifespan=lifespan,
         log_level="WARNING",
         tools=tools.all_tools(),
-        token_verifier=Tokens(backend.settings) if token_url else None,
+        token_verifier=Verifier(backend) if token_url else None,
         auth=auth_settings(token_url) if token_url else None,
     )
     resources.register(server)
@@ -76,6 +79,9 @@ def build(backend: Backend, *, own_stdout: bool = False, token_url: str | None =
         return JSONResponse({"status": "ok"})
 
     server.custom_route("/health", methods=["GET"])(health)
+    images = Images(backend, guarded=token_url is not None)
+    server.custom_route("/images", methods=["POST"])(images.upload)
+    server.custom_route("/images/{id}", methods=["GET"])(images.download)
     return server
 
 
@@ -117,21 +123,45 @@ def _serve_stdio(backend: Backend) -> None:
 
 
 def _serve_http(backend: Backend, host: str, port: int) -> None:
-    tokens = backend.settings.tokens is not None
-    if host not in LOOPBACK and not tokens:
-        raise SettingsError(
-            f"Without tokens the server binds to loopback only, and {host!r} is not: anybody who reaches it could use "
-            "it. Set STYLUS_TOKENS to one or more long random tokens, or leave --host away."
-        )
     with _bound(host, port) as listener:
         port = listener.getsockname()[1]
+        guarded = _guarded(backend, host)
         name = f"[{host}]" if ":" in host else host
         url = f"http://{name}:{port}/mcp"
-        server = build(backend, token_url=url if tokens else None)
-        app = server.streamable_http_app(transport_security=security(host, port), host=host)
+        server = build(backend, token_url=url if guarded else None)
+        allowed = security(host, port)
+        app = server.streamable_http_app(
+            transport_security=allowed, host=host, max_request_body_size=4 * MOST_BYTES // 3 + 1_000_000
+        )
+        app.add_middleware(Guard, security=allowed)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3)
         sys.stderr.write(f"Stylus serves {url}\n")
         asyncio.run(_HttpServer(config, backend).serve(sockets=[listener]))
+
+
+def _guarded(backend: Backend, host: str) -> bool:
+    """Whether callers must bring a token: if there is any. Raises SettingsError if they must and there is none.
+
+    Without the database nobody knows, so loopback waits for it; another address is refused."""
+    waiting = False
+    while True:
+        try:
+            guarded = backend.settings.tokens is not None or backend.has_tokens()
+            break
+        except DatabaseUnavailable as error:
+            if host not in LOOPBACK:
+                guarded = False
+                break
+            if not waiting:
+                sys.stderr.write(f"Waiting for the database: {error}\n")
+            waiting = True
+            time.sleep(1.0)
+    if host not in LOOPBACK and not guarded:
+        raise SettingsError(
+            f"Without tokens the server binds to loopback only, and {host!r} is not: anybody who reaches it could use "
+            "it. Make one with `stylus token add NAME`, set STYLUS_TOKENS, or leave --host away."
+        )
+    return guarded
 
 
 class _HttpServer(uvicorn.Server):

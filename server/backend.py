@@ -78,6 +78,14 @@ class Backend:
             if not self.closing.is_set():
                 logger.warning("Not all adapters could be embedded: %s Run `stylus embed` to go on.", error)
 
+    def has_tokens(self) -> bool:
+        """Whether callers must bring one. Raises DatabaseUnavailable, StorageError."""
+        from stylus.database import Database
+        from stylus.tokens import Tokens
+
+        with Database.open(self.settings) as database:
+            return any(token.revoked_at is None for token in Tokens(database).list())
+
     def check(self) -> None:
         """Raises DatabaseUnavailable if the database does not answer."""
         with self.stylus.database.connection() as connection:

@@ -8,6 +8,7 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 
 from server import results
+from server.auth import owner
 from server.backend import Backend
 
 Caller = Context[Backend, Any]
@@ -16,7 +17,7 @@ Caller = Context[Backend, Any]
 def register(server: MCPServer[Backend]) -> None:
     @server.resource("stylus://images/{id}", name="image", mime_type="image/png", description="A generated image")
     def image(id: str, ctx: Caller) -> bytes:
-        return results.read_image(ctx.request_context.lifespan_context.stylus.history.image(id))
+        return results.read_image(ctx.request_context.lifespan_context.stylus.history.image(id, owner()))
 
     # {+id}: adapter ids hold colons and slashes, which need no escaping so
     @server.resource(
@@ -34,4 +35,4 @@ def register(server: MCPServer[Backend]) -> None:
         description="Tasks of a prompt with adapters, weights and reasons",
     )
     def composition(id: str, ctx: Caller) -> str:
-        return ctx.request_context.lifespan_context.stylus.history.composition(id).model_dump_json()
+        return ctx.request_context.lifespan_context.stylus.history.composition(id, owner()).model_dump_json()

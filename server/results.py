@@ -132,6 +132,9 @@ def job_result(job: JobRecord) -> types.CallToolResult:
     if job.status is not JobStatus.DONE:
         answer["error"] = job.error or "Cancelled before it started."
         return _content([_text(answer)])
+    if not job.images:
+        answer["note"] = "Its images were deleted since. Call generate_image with the same seed to draw them again."
+        return _content([_text(answer | {"seed": job.request.seed})])
     composition = job.request.composition
     answer |= {
         "composition_id": composition.id,
@@ -158,6 +161,8 @@ def job_result(job: JobRecord) -> types.CallToolResult:
 
 def progress_line(job: JobRecord) -> str:
     progress = job.progress
+    if job.ahead:
+        return f"{progress.stage}, {job.ahead} ahead"
     return f"{progress.stage} {progress.done}/{progress.total}" if progress.total else progress.stage
 
 

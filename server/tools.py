@@ -13,7 +13,9 @@ from mcp.server.mcpserver.tools import Tool
 from pydantic import Field
 
 from server import results
+from server.auth import owner, require
 from server.backend import Backend
+from server.images import MOST_BYTES, input_id
 from server.results import ComposeResult, SearchResult
 from server.schema import tool
 from stylus.errors import DatabaseUnavailable, InvalidInput
@@ -31,6 +33,8 @@ from stylus.records import (
     Rating,
 )
 
+MOST_TEXT = MOST_BYTES * 4 // 3 + 100
+"""Characters of a picture as base64."""
 FINISHED = (JobStatus.DONE, JobStatus.CANCELLED)
 
 SIGN_OF_LIFE = 5.0
@@ -97,6 +101,8 @@ def compose_adapters(
         seed=seed,
         policy=policy,
     )
+    if caller := owner():
+        stylus.history.claim(composition.id, caller)
     return results.composed(composition)
 
 
@@ -126,6 +132,15 @@ async def generate_image(
         Method,
         Field(description="merge: all adapters at once; switch: in turns; composite: each on its own, slower"),
     ] = Method.MERGE,
+    image: Annotated[
+        str | None, Field(max_length=MOST_TEXT, description="To start from: base64 of a picture, or an id")
+    ] = None,
+    mask: Annotated[
+        str | None, Field(max_length=MOST_TEXT, description="White is drawn anew: base64 or id; needs image")
+    ] = None,
+    strength: Annotated[float | None, Field(gt=0, le=1, description="How much of image may change")] = None,
+    hires: Annotated[bool, Field(description="A second pass at twice the size")] = False,
+    control: Annotated[bool, Field(description="First image without adapters, to compare")] = False,
     request_id: Annotated[
         str | None,
         Field(min_length=1, max_length=200, description="Any text of yours; repeat it to retry without drawing twice"),
@@ -135,12 +150,13 @@ async def generate_image(
     either prompt (adapters are chosen for it, or pass your own) or composition_id. If it takes longer than about 40
     seconds it answers status "running" and a job_id: call job to wait, do not start it again. Full-size PNG files are
     at the stylus://images/ URIs in the answer."""
-    backend = ctx.request_context.lifespan_context
+    backend, caller = ctx.request_context.lifespan_context, owner()
+    require("generate")
 
     def submit() -> JobRecord:
-        if request_id is not None and (earlier := backend.jobs.find(request_id)) is not None:
+        if request_id is not None and (earlier := backend.jobs.find(request_id, caller)) is not None:
             return _same(earlier, request_id, prompt, composition_id, count)
-        composition = _composition(backend, prompt, composition_id, adapters, base_model)
+        composition = _composition(backend, prompt, composition_id, adapters, base_model, caller)
         request = backend.stylus.request(
             composition,
             seed=seed,
@@ -150,18 +166,23 @@ async def generate_image(
             negative_prompt=negative_prompt,
             steps=steps,
             guidance_scale=guidance_scale,
+            image=None if image is None else input_id(backend.stylus, image, caller),
+            mask=None if mask is None else input_id(backend.stylus, mask, caller, mask=True),
+            strength=strength,
+            hires=hires,
+            control=control,
             **_size(size),
         )
-        return backend.jobs.submit(request, request_id)
+        return backend.jobs.submit(request, request_id, owner=caller)
 
     started = await anyio.to_thread.run_sync(submit)
     try:
-        return await _followed(ctx, backend, started.id)
+        return await _followed(ctx, backend, started.id, caller)
     except anyio.get_cancelled_exc_class():
         # The client does not want it any more; a server that stops leaves the job on the queue.
         if not backend.closing.is_set():
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(backend.jobs.cancel, started.id)
+                await anyio.to_thread.run_sync(backend.jobs.cancel, started.id, caller)
         raise
 
 
@@ -175,11 +196,13 @@ async def job(
     """Waits for a generation that generate_image left running, and returns its images once they are there. Call it
     again while the answer says running. It can also look at the status without waiting, or cancel the job, which ends
     it within a step."""
-    backend = ctx.request_context.lifespan_context
+    backend, caller = ctx.request_context.lifespan_context, owner()
+    if action == "cancel":
+        require("generate")
     if action == "wait":
-        return await _followed(ctx, backend, id)
+        return await _followed(ctx, backend, id, caller)
     act = backend.jobs.cancel if action == "cancel" else backend.jobs.get
-    return await anyio.to_thread.run_sync(lambda: results.job_result(act(id)))
+    return await anyio.to_thread.run_sync(lambda: results.job_result(act(id, caller)))
 
 
 def _composition(
@@ -188,14 +211,18 @@ def _composition(
     composition_id: str | None,
     adapters: list[Pick] | None,
     base_model: BaseModelFamily | None,
+    caller: str,
 ) -> Composition:
     if prompt is not None and composition_id is None:
-        return backend.stylus.compose(prompt, base_model=base_model, picks=adapters)
+        composition = backend.stylus.compose(prompt, base_model=base_model, picks=adapters)
+        if caller:
+            backend.stylus.history.claim(composition.id, caller)
+        return composition
     if composition_id is None or prompt is not None:
         raise InvalidInput("Pass either prompt or composition_id, and not both.")
     if adapters is not None or base_model is not None:
         raise InvalidInput("A composition has its adapters and base model: pass composition_id without these.")
-    return backend.stylus.history.composition(composition_id)
+    return backend.stylus.history.composition(composition_id, caller)
 
 
 def _same(earlier: JobRecord, request_id: str, prompt: str | None, composition_id: str | None, count: int) -> JobRecord:
@@ -224,7 +251,7 @@ def _size(size: str | None) -> dict[str, int]:
     return sides
 
 
-async def _followed(ctx: Caller, backend: Backend, id: str) -> types.CallToolResult:
+async def _followed(ctx: Caller, backend: Backend, id: str, caller: str) -> types.CallToolResult:
     """Waits for the job and passes its progress on. Raises ToolError if it failed.
 
     Looks at the job again and again from the event loop, so that waiting calls hold no thread each.
@@ -234,7 +261,7 @@ async def _followed(ctx: Caller, backend: Backend, id: str) -> types.CallToolRes
     while True:
         late = time.monotonic() >= end
         try:
-            record = await anyio.to_thread.run_sync(backend.jobs.get, id)
+            record = await anyio.to_thread.run_sync(backend.jobs.get, id, caller)
         except DatabaseUnavailable as error:
             if late or backend.closing.is_set():
                 raise DatabaseUnavailable(f"{error} Job {id} keeps its place: call job to wait for it.") from error

@@ -17,7 +17,7 @@ class History:
         self._database = database
 
     def save_composition(self, composition: Composition) -> None:
-        """Keeps a composition; saving the same id again changes nothing."""
+        """Keeps a composition, of nobody in particular; saving the same id again changes nothing."""
         with self._database.connection() as connection:
             connection.execute(
                 "insert into compositions (id, prompt, base_model, record) values (%s, %s, %s, %s) "
@@ -25,9 +25,18 @@ class History:
                 [composition.id, composition.prompt, composition.base_model, _json(composition)],
             )
 
-    def composition(self, id: str) -> Composition:
-        """Raises NotFound."""
-        record = self._record("select record from compositions where id = %s", id)
+    def claim(self, composition_id: str, owner: str) -> None:
+        """Makes a new composition its owner's, before anybody else knows its id."""
+        with self._database.connection() as connection:
+            connection.execute("update compositions set owner = %s where id = %s", [owner, composition_id])
+
+    def composition(self, id: str, owner: str | None = None) -> Composition:
+        """Raises NotFound, for that of another owner as for none at all. `owner` None: whose it is does not matter."""
+        record = self._record(
+            "select record from compositions where id = %(id)s and (%(owner)s::text is null or owner = %(owner)s)",
+            id,
+            owner,
+        )
         if record is None:
             raise NotFound(f"No composition has the id {id!r}. Call compose_adapters for a new one.")
         return Composition.model_validate(record)
@@ -38,12 +47,29 @@ class History:
         with self._database.connection() as connection:
             return tuple(_save(connection, image) for image in images)
 
-    def image(self, id: str) -> ImageRecord:
-        """Raises NotFound."""
-        record = self._record("select record from images where id = %s", id)
+    def image(self, id: str, owner: str | None = None) -> ImageRecord:
+        """Raises NotFound, for that of another owner as for none at all. An image is its job's owner's."""
+        record = self._record(
+            "select record from images left join jobs on jobs.id = images.job_id where images.id = %(id)s "
+            "and (%(owner)s::text is null or coalesce(jobs.owner, '') = %(owner)s)",
+            id,
+            owner,
+        )
         if record is None:
             raise NotFound(f"No image has the id {id!r}. Ids come with the results of generate_image.")
         return ImageRecord.model_validate(record)
+
+    def save_picture(self, id: str, owner: str) -> None:
+        """Remembers who brought a picture to start from."""
+        with self._database.connection() as connection:
+            connection.execute("insert into pictures (owner, id) values (%s, %s) on conflict do nothing", [owner, id])
+
+    def require_picture(self, id: str, owner: str) -> None:
+        """Raises NotFound if this owner never brought it."""
+        with self._database.connection() as connection:
+            query = "select 1 from pictures where owner = %s and id = %s"
+            if connection.execute(query, [owner, id]).fetchone() is None:
+                raise NotFound(f"No picture has the id {id!r}. Ids come from POST /images; pass the picture again.")
 
     def recent_images(self, limit: int) -> list[ImageRecord]:
         """The newest first, images of one generation in their order."""
@@ -51,11 +77,11 @@ class History:
         with self._database.connection() as connection:
             return [ImageRecord.model_validate(row[0]) for row in connection.execute(query, [limit])]
 
-    def _record(self, query: str, id: str) -> Any:
+    def _record(self, query: str, id: str, owner: str | None) -> Any:
         if "\0" in id:
             return None
         with self._database.connection() as connection:
-            row = connection.execute(query, [id]).fetchone()
+            row = connection.execute(query, {"id": id, "owner": owner}).fetchone()
         return row[0] if row else None
 
 

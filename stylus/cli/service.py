@@ -13,12 +13,14 @@ from stylus.settings import Settings
 app = typer.Typer()
 db_app = typer.Typer(no_args_is_help=True, help="The catalog's database.")
 app.add_typer(db_app, name="db")
+token_app = typer.Typer(no_args_is_help=True, help="Bearer tokens of the HTTP server.")
+app.add_typer(token_app, name="token")
 
 
 @app.command()
 def serve(
     http: Annotated[bool, typer.Option("--http", help="Streamable HTTP at /mcp; default: stdio.")] = False,
-    host: Annotated[str, typer.Option(help="Address to bind; others than loopback need STYLUS_TOKENS.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to bind; others than loopback need tokens.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8765,
 ) -> None:
     """Serve the tools to MCP clients, with one generation worker inside."""
@@ -106,3 +108,43 @@ def _show_database(status: dict[str, Any], as_json: bool) -> None:
     else:
         for name, value in status.items():
             typer.echo(f"{name}: {value}")
+
+
+@token_app.command("add")
+def add_token(
+    name: Annotated[str, typer.Argument(help="Who gets it: owns the jobs and images made with it.")],
+    read_only: Annotated[bool, typer.Option("--read-only", help="May search and compose, and not draw.")] = False,
+) -> None:
+    """Make a token and print it, this once: only its hash is kept. A running server asks for it from its next start."""
+    from stylus.database import Database
+    from stylus.tokens import Tokens
+
+    with Database.open(Settings.read()) as database:
+        typer.echo(Tokens(database).add(name, ["read"] if read_only else ["read", "generate"]))
+
+
+@token_app.command("list")
+def list_tokens(as_json: AsJson = False) -> None:
+    """Names, scopes and dates; the tokens themselves nobody knows."""
+    from stylus.database import Database
+    from stylus.tokens import Tokens
+
+    with Database.open(Settings.read()) as database:
+        tokens = Tokens(database).list()
+    if as_json:
+        dates = [(token.created_at.isoformat(), token.revoked_at and token.revoked_at.isoformat()) for token in tokens]
+        print_json([[token.name, token.scopes, *times] for token, times in zip(tokens, dates, strict=True)])
+        return
+    for token in tokens:
+        state = f"revoked {token.revoked_at:%Y-%m-%d}" if token.revoked_at else "in use"
+        typer.echo(f"{token.name}  {'+'.join(token.scopes)}  made {token.created_at:%Y-%m-%d}  {state}")
+
+
+@token_app.command("revoke")
+def revoke_token(name: str) -> None:
+    """End a token: from the next request on it is refused."""
+    from stylus.database import Database
+    from stylus.tokens import Tokens
+
+    with Database.open(Settings.read()) as database:
+        Tokens(database).revoke(name)

@@ -53,7 +53,7 @@ def test_other_pages_and_names_are_refused(origin: str, header: str, value: str,
 
 
 def test_large_requests_are_refused(origin: str) -> None:
-    sent = httpx.post(f"{origin}/mcp", content=b"x" * (5 * 1024 * 1024), headers={"Content-Type": "application/json"})
+    sent = httpx.post(f"{origin}/mcp", content=b"x" * (30 * 1024 * 1024), headers={"Content-Type": "application/json"})
     assert sent.status_code == 413
 
 

@@ -1,0 +1,98 @@
+"""Pictures in and out over HTTP, and by the arguments of tools: never by a path or a URL that a caller names."""
+
+import base64
+import binascii
+import re
+
+import anyio.to_thread
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from server import results
+from server.backend import Backend
+from stylus.errors import Busy, DatabaseUnavailable, InvalidInput, NotFound, StylusError
+from stylus.stylus import Stylus
+
+MOST_BYTES = 20_000_000
+"""Of an uploaded file."""
+_KEPT = re.compile("[0-9a-f]{64}")
+_MADE = re.compile("[A-Za-z0-9_-]{16,40}")
+
+
+def input_id(stylus: Stylus, given: str, owner: str, *, mask: bool = False) -> str:
+    """The id in the image store of a picture given as base64, as the id of an upload, or as that of a generated image.
+
+    Raises InvalidInput, and NotFound for what is not the owner's."""
+    keep = stylus.pictures.keep_mask if mask else stylus.pictures.keep_image
+    if _KEPT.fullmatch(given):
+        stylus.history.require_picture(given, owner)
+        return given
+    if _MADE.fullmatch(given.removeprefix("stylus://images/")):
+        return keep(results.read_image(stylus.history.image(given.removeprefix("stylus://images/"), owner)))
+    try:
+        data = base64.b64decode(re.sub(r"^data:image/[a-z+]+;base64,", "", given), validate=True)
+    except binascii.Error as error:
+        raise InvalidInput(
+            f"{'mask' if mask else 'image'} is neither base64 of a picture file nor the id of an image ({error}). Pass "
+            "the content of a PNG, JPEG or WebP as base64, or an id from POST /images or from generate_image."
+        ) from error
+    return keep(data)
+
+
+class Images:
+    """The routes `POST /images`, whose body is a picture file (`?mask=1`: a mask), and `GET /images/{id}`."""
+
+    def __init__(self, backend: Backend, *, guarded: bool) -> None:
+        """`guarded`: callers must bring a token."""
+        self._backend, self._guarded = backend, guarded
+
+    async def upload(self, request: Request) -> Response:
+        owner = self._owner(request, "generate")
+        data = b""
+        async for part in request.stream():
+            data += part
+            if len(data) > MOST_BYTES:
+                return JSONResponse({"error": f"At most {MOST_BYTES:,} bytes are taken."}, status_code=413)
+
+        def keep() -> str:
+            stylus = self._backend.stylus
+            mask = request.query_params.get("mask") == "1"
+            id = stylus.pictures.keep_mask(data) if mask else stylus.pictures.keep_image(data)
+            stylus.history.save_picture(id, owner)
+            return id
+
+        try:
+            return JSONResponse({"id": await anyio.to_thread.run_sync(keep)}, status_code=201)
+        except StylusError as error:
+            return _told(error)
+
+    async def download(self, request: Request) -> Response:
+        owner = self._owner(request, "read")
+
+        def find() -> Response:
+            image = self._backend.stylus.history.image(request.path_params["id"], owner)
+            if "://" in image.location:  # the store is remote: the file passes through whole
+                return Response(results.read_image(image), media_type="image/png")
+            return FileResponse(image.location, media_type="image/png", headers={"Cache-Control": "private, immutable"})
+
+        try:
+            return await anyio.to_thread.run_sync(find)
+        except StylusError as error:
+            return _told(error)
+
+    def _owner(self, request: Request, scope: str) -> str:
+        if not self._guarded:
+            return ""
+        user = request.scope.get("user")
+        if not isinstance(user, AuthenticatedUser):
+            raise HTTPException(401, headers={"WWW-Authenticate": "Bearer"})
+        if scope not in user.scopes:
+            raise HTTPException(403)
+        return user.access_token.client_id
+
+
+def _told(error: StylusError) -> Response:
+    status = {InvalidInput: 400, NotFound: 404, Busy: 429, DatabaseUnavailable: 503}.get(type(error), 500)
+    return JSONResponse({"error": str(error)}, status_code=status)
