@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stylus.catalog import Catalog
-from stylus.errors import GenerationError, InvalidInput, NotFound
+from stylus.errors import AdapterFileError, GenerationError, InvalidInput, NotFound
 from stylus.history import History
 from stylus.records import Adapter, ContentFilter, ImageRecord, MaskMode, OnProgress, Rating, Request
 from stylus.safetensors_header import read_header
@@ -89,7 +89,10 @@ class Pictures:
             if adapter.file is not None:
                 path = Path(adapter.file)
                 if path.is_file():
-                    read_header(path)
+                    try:
+                        read_header(path)
+                    except AdapterFileError as error:
+                        raise AdapterFileError(f"adapter {adapter.id} can't be used: {error}") from error
                 elif adapter.download is None:
                     raise NotFound(
                         f"the file of adapter {adapter.id}, {adapter.file}, is gone. Put it back, ingest its folder "
