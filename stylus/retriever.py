@@ -16,8 +16,9 @@ from stylus.serving import Serving
 
 MOST_KEYWORDS = 32
 """Each costs an embedding and a search."""
-DEPTH = 150
-"""Candidates of each list, at least: so that the first ten are the same whether ten or a hundred are asked for."""
+DEPTH = 300
+"""Candidates for the whole prompt, at least: so that the first ten are the same whether ten or a hundred are asked for,
+and twice what a composer sees, since what is in the middle of several lists comes before the end of one."""
 
 MOST_READ = 2000
 """Characters of a description in which to look for the reason."""
@@ -47,7 +48,7 @@ class Retriever:
         with self._catalog.reading() as connection:
             among = search_index.facets(connection, filters)
             while True:
-                some = depth // 2  # a keyword is about less than the prompt, and each costs a walk
+                some = depth // 4  # a keyword is about less than the prompt, and each costs a walk
                 cards = search_index.nearest(connection, vectors[:1], model, among, depth)
                 cards += search_index.nearest(connection, vectors[1:], model, among, some)
                 names = search_index.nearest(connection, vectors[1:], model, among, some, names=True)
