@@ -232,7 +232,11 @@ ERRORS = [
     ("generate_image", {"prompt": "star", "adapters": [{"id": "test:large"}]}, "sdxl"),
     ("generate_image", {"prompt": "star", "adapters": [{"id": "test:corrupt"}], **FEW}, "test:corrupt"),
     ("generate_image", {"prompt": "star", "adapters": [{"id": "test:missing"}], **FEW}, "test:missing"),
-    ("generate_image", {"prompt": "star", "adapters": [], "base_model": "sdxl"}, "use one of pocket, sd15"),
+    (
+        "generate_image",
+        {"prompt": "star", "adapters": [], "base_model": "sdxl"},
+        "no checkpoint is configured for sdxl",
+    ),
     ("job", {"id": "nope"}, "Job ids come from generate_image"),
     ("job", {"id": "nope", "action": "cancel"}, "Job ids come from generate_image"),
     ("job", {"id": "nope", "action": "restart"}, "'wait', 'status' or 'cancel'"),
