@@ -143,7 +143,7 @@ def is_named(adapter: Adapter, keyword: str) -> bool:
 def doubts(adapter: Adapter) -> float:
     """What a card itself says against the adapter, as a penalty on its score: [0, 0.75]."""
     penalty = 0.0
-    if not 0.3 <= adapter.weight <= 1.3:
+    if not 0.3 <= adapter.weight <= 1.5:
         penalty += 0.15  # a slider, or one that its author had to tame
     if not adapter.description.strip() and not adapter.examples:
         penalty += 0.15  # nobody says or shows what it does
