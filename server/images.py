@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+from pathlib import Path
 
 import anyio.to_thread
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
@@ -75,6 +76,8 @@ class Images:
             image = self._backend.stylus.history.image(request.path_params["id"], owner)
             if "://" in image.location:  # the store is remote: the file passes through whole
                 return Response(results.read_image(image), media_type="image/png")
+            if not Path(image.location).is_file():
+                raise NotFound(f"The file of image {image.id} is gone. Repeat seed {image.seed} to draw it again.")
             return FileResponse(image.location, media_type="image/png", headers={"Cache-Control": "private, immutable"})
 
         try:

@@ -4,16 +4,17 @@ import hashlib
 import secrets
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from stylus.database import Database
 from stylus.errors import InvalidInput, NotFound
+from stylus.records import Record
 
 Scope = Literal["read", "generate"]
 """`read` searches, composes and looks at what is the caller's own; `generate` also draws."""
 
 
-class Token(NamedTuple):
+class Token(Record):
     """What is known of a token. `name` owns what is made with it."""
 
     name: str
@@ -47,7 +48,7 @@ class Tokens:
         """All there ever were, oldest first."""
         query = "select name, scopes, created_at, revoked_at from tokens order by created_at, name"
         with self._database.connection() as connection:
-            return [Token(name, tuple(scopes), *times) for name, scopes, *times in connection.execute(query)]
+            return [_token(*row) for row in connection.execute(query)]
 
     def revoke(self, name: str) -> None:
         """Ends a token from the next request on. Raises NotFound."""
@@ -61,9 +62,13 @@ class Tokens:
         query = "select name, scopes, created_at, revoked_at from tokens where hash = %s and revoked_at is null"
         with self._database.connection() as connection:
             row = connection.execute(query, [digest(token)]).fetchone()
-        return None if row is None else Token(row[0], tuple(row[1]), row[2], row[3])
+        return None if row is None else _token(*row)
 
 
 def digest(token: str) -> bytes:
     """SHA-256: a long random token needs no slower hash."""
     return hashlib.sha256(token.encode()).digest()
+
+
+def _token(name: str, scopes: Iterable[str], created_at: datetime, revoked_at: datetime | None) -> Token:
+    return Token(name=name, scopes=tuple(scopes), created_at=created_at, revoked_at=revoked_at)

@@ -132,8 +132,7 @@ def list_tokens(as_json: AsJson = False) -> None:
     with Database.open(Settings.read()) as database:
         tokens = Tokens(database).list()
     if as_json:
-        dates = [(token.created_at.isoformat(), token.revoked_at and token.revoked_at.isoformat()) for token in tokens]
-        print_json([[token.name, token.scopes, *times] for token, times in zip(tokens, dates, strict=True)])
+        print_json([token.model_dump(mode="json") for token in tokens])
         return
     for token in tokens:
         state = f"revoked {token.revoked_at:%Y-%m-%d}" if token.revoked_at else "in use"
