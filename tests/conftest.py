@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import psycopg
@@ -23,6 +23,9 @@ from stylus.embedded_postgres import EmbeddedPostgres
 from stylus.embedder import Embedder
 from stylus.migrate import migrate
 from stylus.settings import Settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 pydantic_ai.models.ALLOW_MODEL_REQUESTS = False
 # A busy machine makes no property false.
@@ -150,3 +153,19 @@ def reachable() -> Iterator[Path]:
 def embedder() -> Embedder:
     """The default embedder, loaded once for all tests."""
     return Embedder.open(Settings.model_validate({}))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> "Iterator[Browser]":
+    """A real Chromium that reaches loopback only: the installed one, since playwright's own is a large download."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium here: install it (Debian and Ubuntu: apt-get install chromium) to test the pages")
+    from playwright.sync_api import sync_playwright
+
+    loopback = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=[*flags, loopback])
+        yield browser
+        browser.close()
