@@ -6,36 +6,18 @@ asked again. A model that refuses everybody ends the run instead of failing card
 """
 
 import asyncio
-import random
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
 
-from pydantic_ai import RunContext
-from pydantic_ai.capabilities import AbstractCapability, BatchModelRequests
-from pydantic_ai.exceptions import (
-    AgentRunError,
-    ModelAPIError,
-    ModelAuthenticationError,
-    ModelConnectionError,
-    ModelNotFoundError,
-    ModelQuotaExceededError,
-    ModelRateLimitError,
-    ModelRequestRejectedError,
-    ModelRequestTimeout,
-    ModelServerError,
-    ModelUnavailableError,
-    RetryModelRequest,
-    UserError,
-)
-from pydantic_ai.messages import ModelResponse
-from pydantic_ai.models import Model, ModelRequestContext
+from pydantic_ai.capabilities import BatchModelRequests
+from pydantic_ai.exceptions import AgentRunError, ModelRequestRejectedError, UserError
+from pydantic_ai.models import Model
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RunUsage
 
+from stylus.asking import Budget, Patience, Sleep, settings_of
 from stylus.embedder import Embedder
 from stylus.errors import InvalidInput, ModelUnavailable, SettingsError
 from stylus.example_images import Pictures
@@ -48,27 +30,14 @@ from stylus.settings import Settings
 from stylus.text import clean_line
 from stylus.web import Web
 
-ATTEMPTS = 5
-"""Tries of one request in all."""
-TIMEOUT = 120.0
-"""Seconds for one try."""
-LONGEST_WAIT = 300.0
-"""Seconds that we wait at most because a provider asks us to (Retry-After)."""
 CONCURRENCY = 4
 BATCHED = 100
 """Cards at once in batch mode: pictures of all of them are in memory until the batch is on its way."""
 BATCH_WAIT = 30.0
 """Seconds that a batch waits for more cards, and then until we first ask whether it is done."""
-MOST_FAILURES = 5
-"""Cards in a row that a provider refuses before the run ends: then it is not the cards."""
 _PAGE = 100
 _PICTURE_HOSTS = frozenset({"image.civitai.com", "imagecache.civitai.com"})
-
-_PASSING = (ModelRateLimitError, ModelUnavailableError, ModelServerError, ModelConnectionError, ModelRequestTimeout)
-_HOPELESS = (ModelAuthenticationError, ModelNotFoundError, ModelQuotaExceededError, UserError)
 _REMEDY = "Check STYLUS_VISION (it must see pictures) and the provider's key and address; what was refined stays."
-
-Sleep = Callable[[float], Awaitable[None]]
 
 
 class Mended(Record):
@@ -166,32 +135,6 @@ def open_pictures(settings: Settings) -> Pictures:
 
 
 @dataclass
-class _Patience(AbstractCapability[Any]):
-    """Tries a request again when that may help. Where a provider asks to be left alone for a while, all wait."""
-
-    sleep: Sleep
-    until: float = 0.0
-    """On the clock of `time.monotonic`."""
-
-    async def ready(self) -> None:
-        await self.sleep(max(0.0, self.until - time.monotonic()))
-
-    async def on_model_request_error(
-        self, ctx: RunContext[Any], *, request_context: ModelRequestContext, error: Exception
-    ) -> ModelResponse:
-        if not isinstance(error, _PASSING) or request_context.attempt >= ATTEMPTS:
-            raise error
-        asked = getattr(error, "retry_after", None)
-        wait = random.uniform(0.5, 1.5) * 2 ** (request_context.attempt - 1) if asked is None else asked
-        if wait > LONGEST_WAIT:
-            raise error
-        if isinstance(error, ModelRateLimitError):
-            self.until = max(self.until, time.monotonic() + wait)
-        await self.sleep(wait)
-        raise RetryModelRequest
-
-
-@dataclass
 class _Run:
     refinements: Refinements
     embedder: Embedder
@@ -202,10 +145,10 @@ class _Run:
     on_progress: OnProgress | None
     sleep: Sleep
     report: RefineReport = field(init=False)
+    patience: Patience = field(init=False)
+    budget: Budget = field(init=False)
     total: int = 0
     begun: int = 0
-    refused: int = 0
-    """Cards in a row."""
     ids: list[str] = field(default_factory=list)
     after: str = ""
 
@@ -213,24 +156,23 @@ class _Run:
         start = time.monotonic()
         total, done = await asyncio.to_thread(self.refinements.count, self.scope)
         self.report = RefineReport(model=self.scope.model, unchanged=done)
+        self.patience = Patience(self.sleep)
+        self.budget = Budget(self.scope.model, self.options.max_cost)
         self.total = min(total - done, self.options.limit or total)
         self._show()
         async with AsyncExitStack() as stack:
             claims = stack.enter_context(self.refinements.claims())
             if self.total:
                 await stack.enter_async_context(self.model)
-            patience = _Patience(self.sleep)
             if self.options.batch:
                 wait = timedelta(seconds=BATCH_WAIT)
                 batching = await stack.enter_async_context(BatchModelRequests(max_wait=wait, poll_interval=wait))
                 refiner = Refiner(self.model, ModelSettings(temperature=0.0), batching)
             else:
-                refiner = Refiner(self.model, self._settings(), patience)
+                refiner = Refiner(self.model, settings_of(self.model), self.patience)
             turn = asyncio.Lock()
             count = self.options.concurrency or (BATCHED if self.options.batch else CONCURRENCY)
-            workers = [
-                asyncio.create_task(self._work(refiner, patience, claims, turn)) for _ in range(min(count, self.total))
-            ]
+            workers = [asyncio.create_task(self._work(refiner, claims, turn)) for _ in range(min(count, self.total))]
             try:
                 await asyncio.gather(*workers)
             finally:
@@ -239,21 +181,14 @@ class _Run:
                 await asyncio.gather(*workers, return_exceptions=True)
         return self.report.model_copy(update={"seconds": round(time.monotonic() - start, 2)})
 
-    def _settings(self) -> ModelSettings:
-        settings = ModelSettings(temperature=0.0, request_timeout=TIMEOUT)
-        # ours are the retries: the clients of providers give up where one asks for more than a minute
-        return (
-            settings if "max_retries" in self.model.unsupported_settings else ModelSettings(**settings, max_retries=0)
-        )
-
-    async def _work(self, refiner: Refiner, patience: _Patience, claims: Claims, turn: asyncio.Lock) -> None:
+    async def _work(self, refiner: Refiner, claims: Claims, turn: asyncio.Lock) -> None:
         while True:
             async with turn:
                 work = await self._next(claims)
             if work is None:
                 return
             try:
-                await patience.ready()
+                await self.patience.ready()
                 await self._one(refiner, work)
             finally:
                 claims.give_back(work.card.id)
@@ -278,18 +213,10 @@ class _Run:
         return None
 
     def _is_too_dear(self) -> bool:
-        most, report = self.options.max_cost, self.report
-        if most is None or not report.requests:
-            return False
-        if report.cost is None:
-            raise InvalidInput(
-                f"Nobody here knows the prices of {self.scope.model}, so --max-cost can't be kept: leave it out, and "
-                f"use --limit. So far: {report.input_tokens:,} tokens in, {report.output_tokens:,} out."
-            )
-        if report.cost < most:
-            return False
-        self.report = report.model_copy(update={"stopped": f"{report.cost:.4f} US dollars spent of {most:g}"})
-        return True
+        stopped = self.budget.why_stop()
+        if stopped is not None:
+            self.report = self.report.model_copy(update={"stopped": stopped})
+        return stopped is not None
 
     async def _one(self, refiner: Refiner, work: Work) -> None:
         refinement = work.paid
@@ -310,8 +237,7 @@ class _Run:
             reason = f"{type(error).__name__}: {clean_line(str(error), 300)}"
             if pictures and isinstance(error, ModelRequestRejectedError):
                 reason += " If the model sees no pictures, set STYLUS_VISION to one that does."
-            self.refused += isinstance(error, ModelAPIError)
-            if isinstance(error, _HOPELESS) or self.refused >= MOST_FAILURES:
+            if self.patience.is_hopeless(error):
                 raise ModelUnavailable(f"The model {self.scope.model} refuses: {reason} {_REMEDY}") from error
             self.report = self.report.model_copy(
                 update={"failed": (*self.report.failed, Failure(id=id, reason=reason))}
@@ -319,7 +245,7 @@ class _Run:
             return None
         finally:
             self._spend(usage)
-        self.refused = 0
+        self.patience.answered()
         repairs += [f"{missed} of its pictures could not be read."] if missed else []
         if repairs:
             mended = Mended(id=id, what=tuple(repairs))
@@ -341,14 +267,14 @@ class _Run:
         self.refinements.apply(entry, self.embedder.name)
 
     def _spend(self, usage: RunUsage) -> None:
-        report = self.report
-        cost = None if usage.cost is None else float(usage.cost)
-        self.report = report.model_copy(
+        spent = self.budget.spent
+        spent.incr(usage)
+        self.report = self.report.model_copy(
             update={
-                "requests": report.requests + usage.requests,
-                "input_tokens": report.input_tokens + usage.input_tokens,
-                "output_tokens": report.output_tokens + usage.output_tokens,
-                "cost": report.cost if cost is None else (report.cost or 0.0) + cost,
+                "requests": spent.requests,
+                "input_tokens": spent.input_tokens,
+                "output_tokens": spent.output_tokens,
+                "cost": self.budget.cost,
             }
         )
 

@@ -19,6 +19,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
+from stylus.asking import ATTEMPTS, MOST_FAILURES
 from stylus.catalog import Catalog
 from stylus.database import Database
 from stylus.errors import Cancelled, InvalidInput, ModelUnavailable, SettingsError
@@ -28,7 +29,7 @@ from stylus.ingest import IngestReport, ingest
 from stylus.records import Adapter, Card, Category, Example, Filters, Progress, Rating
 from stylus.refinements import Refinements, Scope
 from stylus.refiner import open_vision
-from stylus.refining import ATTEMPTS, MOST_FAILURES, Options, RefineReport, refine
+from stylus.refining import Options, RefineReport, refine
 from stylus.settings import Settings
 from tests.fakes import Answer, ChatServer
 from tests.word_embedder import WordEmbedder
@@ -229,7 +230,7 @@ def test_a_card_that_fails_is_named_and_the_rest_goes_on(world: World) -> None:
 
 
 def test_a_slow_server_is_given_up_and_the_run_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylus.refining.TIMEOUT", 0.2)
+    monkeypatch.setattr("stylus.asking.TIMEOUT", 0.2)
     world.ingest(card(1))
     with ChatServer([Answer(GOOD, seconds=30)]) as server:
         report = world.refine(server)

@@ -95,6 +95,17 @@ class Ledger:
                 raise NotFound(f"The evaluation in {folder} is not in this database: run it again to take it in.")
         return ledger
 
+    @classmethod
+    def named(cls, database: Database, name: str) -> Self:
+        """The evaluation in the folder of that name, or of that id. Raises NotFound if there is none."""
+        if Path(name).is_dir():
+            return cls.of(database, Path(name))
+        with database.connection() as connection:
+            row = connection.execute("select plan, folder from evaluations where id = %s", [name]).fetchone()
+        if row is None:
+            raise NotFound(f"{name!r} is neither a folder nor the id of an evaluation: `stylus evaluate` makes one.")
+        return cls(database, Plan.model_validate(row[0]), Path(row[1]))
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Holds the evaluation, so that no two processes draw the same pictures; ends with the process, however that
@@ -104,7 +115,7 @@ class Ledger:
             row = connection.execute("select pg_try_advisory_lock(%s)", [key]).fetchone()
             connection.commit()  # the lock is the session's: no transaction stays open for the hours of a run
             if row is None or not row[0]:
-                raise Busy(f"The evaluation in {self.folder} is being drawn by another process.")
+                raise Busy(f"The evaluation in {self.folder} is being drawn or judged by another process.")
             try:
                 yield
             finally:
