@@ -212,7 +212,8 @@ def test_a_rate_limit_holds_the_other_cards_back_too(world: World) -> None:
     world.ingest(*(card(n) for n in range(3)))
     with ChatServer([Answer(status=429, body=b"{}", headers={"retry-after": "77"}), Answer(GOOD)]) as server:
         assert world.refine(server, concurrency=1).refined == 3
-    assert [round(seconds) for seconds in world.slept] == [77, 77, 77]
+    assert len(world.slept) == 3
+    assert all(60 < seconds <= 77 for seconds in world.slept), "what is left of the 77 s when their turn comes"
 
 
 def test_a_card_that_fails_is_named_and_the_rest_goes_on(world: World) -> None:

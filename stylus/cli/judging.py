@@ -32,7 +32,7 @@ def judge(
     max_cost: Annotated[float | None, typer.Option(help="US dollars after which no prompt is begun.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a vision model say which of two arms' pictures are better, not knowing which is which. Each prompt is asked in
+    """Let a vision model say which of two arms' pictures are better, not knowing which is which. Each is asked in
     both orders; where they disagree, it is a tie. Run it again to go on: no reply is paid for twice."""
     from stylus.database import Database
     from stylus.evaluation.judge import Options, judge
