@@ -127,7 +127,7 @@ def _serve_stdio(backend: Backend) -> None:
 
 
 def _serve_http(backend: Backend, host: str, port: int) -> None:
-    with _bound(host, port) as listener:
+    with bound(host, port) as listener:
         port = listener.getsockname()[1]
         guarded = _guarded(backend, host)
         name = f"[{host}]" if ":" in host else host
@@ -182,7 +182,8 @@ class _HttpServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
+    """Raises SettingsError."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)

@@ -67,7 +67,7 @@ class Images:
         try:
             return JSONResponse({"id": await anyio.to_thread.run_sync(keep)}, status_code=201)
         except StylusError as error:
-            return _told(error)
+            return told(error)
 
     async def download(self, request: Request) -> Response:
         owner = self._owner(request, "read")
@@ -83,7 +83,7 @@ class Images:
         try:
             return await anyio.to_thread.run_sync(find)
         except StylusError as error:
-            return _told(error)
+            return told(error)
 
     def _owner(self, request: Request, scope: str) -> str:
         if not self._guarded:
@@ -96,6 +96,7 @@ class Images:
         return user.access_token.client_id
 
 
-def _told(error: StylusError) -> Response:
+def told(error: StylusError) -> Response:
+    """An error as its caller's client gets it."""
     status = {InvalidInput: 400, NotFound: 404, Busy: 429, DatabaseUnavailable: 503}.get(type(error), 500)
     return JSONResponse({"error": str(error)}, status_code=status)

@@ -1,5 +1,6 @@
 """Commands that judge the pictures of an evaluation: by a vision model, and by people."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,7 @@ from stylus.settings import Settings
 if TYPE_CHECKING:
     from stylus.evaluation.judge import JudgeReport
     from stylus.evaluation.metrics import Interval
+    from stylus.evaluation.poll import Standings
 
 app = typer.Typer()
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure whether Stylus helps.")
@@ -83,6 +85,63 @@ def _show_judged(report: "JudgeReport") -> None:
         terminal.print(Text(f"Stopped: {report.stopped}. Run it again to go on.", "yellow"), soft_wrap=True)
     for failure in report.failed:
         terminal.print(Text.assemble((failure.prompt, "red"), f": {failure.reason}"), soft_wrap=True)
+
+
+@app.command()
+def vote(
+    evaluation: Evaluation,
+    arms: Annotated[str, typer.Option(help="Two to compare, or several: then all pairs of them.")] = "stylus,base",
+    host: Annotated[str, typer.Option(help="Address to bind; others than loopback: by a link.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8766,
+    export: Annotated[Path | None, typer.Option(help="Write the votes so far as CSV, and serve nothing.")] = None,
+    results: Annotated[bool, typer.Option("--results", help="Show what came of them, and serve nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let people say which of two pictures is better: a blind page, for as many as you like. Stop it with Ctrl-C; votes
+    stay, and everybody goes on where they were."""
+    from stylus.database import Database
+    from stylus.evaluation.ledger import Ledger
+    from stylus.evaluation.pairs import pairs_of
+    from stylus.evaluation.poll import Poll, as_csv
+    from stylus.evaluation.votes import Votes
+
+    with Database.open(Settings.read()) as database:
+        votes, ledger = Votes(database), Ledger.named(database, evaluation)
+        with progress_bar() as on_progress:
+            poll = Poll.of(pairs_of(ledger, _names(arms)), votes.seed(ledger.id), on_progress)
+        if export is not None:
+            _write(export, as_csv(votes.on(poll.by_id.keys())))
+        if results or as_json:
+            found = poll.standings(votes.on(poll.by_id.keys()))
+            print_json(found.model_dump(mode="json")) if as_json else _show_standings(found)
+        if export is None and not results and not as_json:
+            from server.voting import run
+
+            run(poll, votes, host=host, port=port)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise InvalidInput(f"{path} can't be written: {error.strerror}. Name another file.") from error
+
+
+def _show_standings(found: "Standings") -> None:
+    table = Table("arms", "preferred, of pairs decided", "pairs won, tied, lost", "votes won, tied, lost")
+    for standing in found.standings:
+        pairs, votes = (f"{tally.wins}, {tally.ties}, {tally.losses}" for tally in (standing.pairs, standing.votes))
+        add_row(table, " over ".join(standing.arms), shown(standing.preferred), pairs, votes)
+    Console().print(table)
+    agreement = "not known yet" if found.agreement is None else f"{found.agreement:.2f}"
+    same = "" if found.same is None else f", the same vote in {100 * found.same:.0f}%"
+    voters = ", ".join(f"{name} {count}" for name, count in found.voters) or "nobody"
+    for line in (
+        f"agreement (Krippendorff's alpha): {agreement}{same}",
+        f"left picture preferred: {shown(found.left)}",
+        f"votes: {voters}; {found.skipped} skipped",
+    ):
+        terminal.print(Text(line), soft_wrap=True)
 
 
 def shown(interval: "Interval | None") -> str:
