@@ -155,9 +155,10 @@ def embedder() -> Embedder:
     return Embedder.open(Settings.model_validate({}))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> "Iterator[Browser]":
-    """A real Chromium that reaches loopback only: the installed one, since playwright's own is a large download."""
+    """A real Chromium that reaches loopback only: the installed one, since playwright's own is a large download. As
+    long as it is there, an event loop runs in this thread, and no test can start its own: so only for a module."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("no Chromium here: install it (Debian and Ubuntu: apt-get install chromium) to test the pages")

@@ -17,7 +17,7 @@ from random import Random
 
 from PIL import Image
 
-from stylus.errors import NotFound
+from stylus.errors import InvalidInput, NotFound
 from stylus.evaluation.metrics import Interval, share
 from stylus.evaluation.pairs import Pair
 from stylus.evaluation.preference import Outcome, Tally, agreement, majority, same_opinion
@@ -74,7 +74,8 @@ class Poll:
 
     @classmethod
     def of(cls, pairs: Sequence[Pair], seed: int, on_progress: OnProgress | None = None) -> "Poll":
-        """Looks at all pictures. Raises NotFound and StorageError for one that can't be read."""
+        """Looks at all pictures. Raises NotFound and StorageError for one that can't be read, InvalidInput where there
+        is nothing to choose between."""
         rounds: dict[int, list[Ballot]] = defaultdict(list)
         identical = 0
         for done, pair in enumerate(pairs):
@@ -89,6 +90,11 @@ class Poll:
                 content = [one.prompt, *sorted(zip(one.arms, pixels, strict=True))]
                 id = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
                 rounds[number].append(Ballot(id, one.prompt, one.arms, (left, right)))
+        if not rounds:
+            raise InvalidInput(
+                f"There is nothing to vote on: {identical} pairs have the same pixels in both arms, and no other "
+                "prompt is drawn whole in both. `stylus evaluate` goes on drawing."
+            )
         chance = Random(seed)
         ordered = [chance.sample(ballots, len(ballots)) for _, ballots in sorted(rounds.items())]
         return cls(tuple(ballot for ballots in ordered for ballot in ballots), identical, seed)

@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 
 from server.voting import build
 from stylus.database import Database
+from stylus.errors import InvalidInput
 from stylus.evaluation.ledger import Ledger
 from stylus.evaluation.pairs import pairs_of
 from stylus.evaluation.poll import Poll
@@ -354,6 +355,12 @@ def test_all_pairs_of_several_arms_and_every_prompt_before_its_second_picture(
     voters = [f"voter {n}" for n in range(200)]
     left = sum(poll.sides(voter, ballot)[0][0] == ballot.arms[0] for voter in voters for ballot in poll.ballots)
     assert 0.47 < left / (200 * 18) < 0.53
+
+
+def test_where_nothing_differs_nobody_is_asked(database: Database, tmp_path: Path) -> None:
+    ledger = evaluation(database, tmp_path / "same", lambda arm, prompt, index: Image.new("RGB", (8, 8)))
+    with pytest.raises(InvalidInput, match="8 pairs have the same pixels"):
+        Poll.of(pairs_of(ledger, ["stylus", "base"]), 1)
 
 
 def test_the_command_serves_exports_and_shows(
