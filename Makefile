@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check bench serve
+.PHONY: setup demo test check conformance bundle bench serve
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -28,6 +28,17 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+NPM := tests/conformance/node_modules/.package-lock.json
+
+$(NPM): tests/conformance/package.json tests/conformance/package-lock.json
+	cd tests/conformance && npm ci --loglevel=error
+
+conformance: $(READY) $(NPM) bundle
+	$(BIN)/python -m tests.conformance
+
+bundle: $(READY) $(NPM)
+	$(BIN)/python -m examples.mcpb.build
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.loop

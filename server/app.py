@@ -17,6 +17,7 @@ import anyio
 import anyio.to_thread
 import uvicorn
 from mcp.server import MCPServer
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -132,17 +133,22 @@ def _serve_http(backend: Backend, host: str, port: int) -> None:
         guarded = _guarded(backend, host)
         name = f"[{host}]" if ":" in host else host
         url = f"http://{name}:{port}/mcp"
-        server = build(backend, token_url=url if guarded else None)
-        allowed = security(host, port)
-        app = server.streamable_http_app(
-            transport_security=allowed, host=host, max_request_body_size=4 * MOST_BYTES // 3 + 1_000_000
-        )
-        app.add_middleware(Guard, security=allowed)
+        app = http_app(build(backend, token_url=url if guarded else None), host, port)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=3, timeout_keep_alive=KEEP_ALIVE
         )
         sys.stderr.write(f"Stylus serves {url}\n")
         asyncio.run(_HttpServer(config, backend).serve(sockets=[listener]))
+
+
+def http_app(server: StylusServer, host: str, port: int) -> Starlette:
+    """The server at /mcp and its own routes, behind the checks that an address needs."""
+    allowed = security(host, port)
+    app = server.streamable_http_app(
+        transport_security=allowed, host=host, max_request_body_size=4 * MOST_BYTES // 3 + 1_000_000
+    )
+    app.add_middleware(Guard, security=allowed)
+    return app
 
 
 def _guarded(backend: Backend, host: str) -> bool:
