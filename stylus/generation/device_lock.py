@@ -1,11 +1,12 @@
-"""One generation at a time per device, whatever the number of processes: two servers must not own one GPU twice."""
+"""One generation at a time per GPU, whatever the number of processes: two servers must not own one GPU twice."""
 
 import fcntl
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,37 @@ if TYPE_CHECKING:
 
 POLL = 0.05
 """Seconds between two tries; waiting is short beside any generation, and must notice a cancellation."""
+_WAITING = Progress(stage="waiting")
 
 
-def lock_path(device: "torch.device", data: Path) -> Path:
-    """The lock file of a device. A GPU belongs to the machine: its lock lies where all users find it, named by what
-    identifies the card even under CUDA_VISIBLE_DEVICES. The CPU is shared by the system anyway: there the lock only
-    keeps the processes of one data folder from slowing each other."""
+class Turns:
+    """One generation at a time: of this process on a CPU, which the system shares out among processes; of the whole
+    machine on a GPU. Make one for each device in a process."""
+
+    def __init__(self, path: Path | None) -> None:
+        """`path`: the lock file that all processes share; see `lock_path`."""
+        self._path = path
+        self._threads = threading.Lock()
+
+    @contextmanager
+    def taken(self, on_progress: OnProgress) -> Iterator[None]:
+        """Holds the turn; while another has it, reports the stage `waiting` (which may raise errors.Cancelled).
+
+        Raises StorageError when the lock file can't be opened."""
+        while not self._threads.acquire(timeout=POLL):
+            on_progress(_WAITING)
+        try:
+            with nullcontext() if self._path is None else _file_lock(self._path, on_progress):
+                yield
+        finally:
+            self._threads.release()
+
+
+def lock_path(device: "torch.device") -> Path | None:
+    """The lock file of a GPU: it belongs to the machine, so its lock lies where all users find it, named by what
+    identifies the card even under CUDA_VISIBLE_DEVICES. None for a CPU."""
     if device.type == "cpu":
-        return data / "cpu.lock"
+        return None
     name = device.type
     if device.type == "cuda":
         import torch
@@ -34,22 +58,17 @@ def lock_path(device: "torch.device", data: Path) -> Path:
 
 
 @contextmanager
-def device_lock(path: Path, on_progress: OnProgress) -> Iterator[None]:
-    """Holds the lock; while another holds it, reports the stage `waiting` (which may raise errors.Cancelled).
-
-    The system frees the lock when its process dies, so none is ever stale. Raises StorageError when the file can't be
-    opened."""
+def _file_lock(path: Path, on_progress: OnProgress) -> Iterator[None]:
+    """The system frees the lock when its process dies, so none is ever stale."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _opened(path)
     except OSError as error:
         raise StorageError(
-            f"the device lock {path} can't be opened ({error.strerror}); "
-            "set STYLUS_DATA to a folder that this user may write."
+            f"the device lock {path} can't be opened ({error.strerror}); remove it if nothing uses the device."
         ) from error
     try:
         while not _taken(descriptor):
-            on_progress(Progress(stage="waiting"))
+            on_progress(_WAITING)
             time.sleep(POLL)
         yield
     finally:

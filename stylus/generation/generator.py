@@ -13,7 +13,7 @@ from PIL import Image
 
 from stylus.errors import NotFound
 from stylus.generation.checkpoints import Checkpoints
-from stylus.generation.device_lock import device_lock, lock_path
+from stylus.generation.device_lock import Turns, lock_path
 from stylus.generation.inputs import Inputs
 from stylus.generation.provenance import provenance
 from stylus.generation.rendering import Rendering
@@ -43,10 +43,11 @@ class Rendered:
 
 
 class Generator:
-    """Renders requests. Safe to share between threads and processes: they take turns on the device."""
+    """Renders requests. Safe to share between threads, and a GPU between processes: they take turns on the device."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints = checkpoints
+        self._turns = Turns(lock_path(checkpoints.device))
 
     def render(
         self,
@@ -70,7 +71,7 @@ class Generator:
         checkpoints = self._checkpoints
         family = request.composition.base_model
         checkpoints.check(family, request.checkpoint)
-        with device_lock(lock_path(checkpoints.device, checkpoints.settings.data), report):
+        with self._turns.taken(report):
             seconds = {"checkpoint": time.perf_counter()}
             loaded = checkpoints.open(family, request.checkpoint)
             seconds["load"] = time.perf_counter()
@@ -128,9 +129,8 @@ class Generator:
 
     def forget_adapters(self) -> None:
         """Lets go of all adapters in memory, as after a fresh start: for measurements, and to give memory back."""
-        checkpoints = self._checkpoints
-        with device_lock(lock_path(checkpoints.device, checkpoints.settings.data), _ignore):
-            for loaded in checkpoints.loaded():
+        with self._turns.taken(_ignore):
+            for loaded in self._checkpoints.loaded():
                 loaded.adapters.forget()
 
 

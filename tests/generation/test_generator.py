@@ -1,9 +1,6 @@
 """Requests become pictures: one composition an image, one seed an image, and nothing left behind."""
 
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +19,6 @@ from stylus.errors import (
     GenerationError,
     NotFound,
     SettingsError,
-    StorageError,
 )
 from stylus.generation.adapters import Resident, ResidentAdapters
 from stylus.generation.checkpoints import Checkpoints
@@ -201,45 +197,6 @@ def test_families_that_are_not_there(settings: Settings, adapters: dict[str, Ada
         render(BaseModelFamily.SD15, "model.safetensors")
     with pytest.raises(CheckpointError, match="can't be loaded"):
         render(BaseModelFamily.SD15, str(tmp_path))
-
-
-def test_images_take_turns_across_processes(
-    generator: Generator, adapters: dict[str, Adapter], settings: Settings
-) -> None:
-    """Another process holds the CPU: we wait, say so, can be cancelled, and go on when it dies without releasing."""
-    program = (
-        "import sys, time, pathlib; from stylus.generation.device_lock import device_lock\n"
-        "with device_lock(pathlib.Path(sys.argv[1]), print): print('held', flush=True); time.sleep(600)"
-    )
-    other = subprocess.Popen([sys.executable, "-c", program, settings.data / "cpu.lock"], stdout=subprocess.PIPE)
-    try:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
-        stages: list[str] = []
-
-        def impatient(progress: Progress) -> None:
-            stages.append(progress.stage)
-            if len(stages) == 3:
-                raise Cancelled("tired of waiting")
-
-        with pytest.raises(Cancelled):
-            generator.render(request(), adapters, impatient)
-        assert stages == ["waiting"] * 3
-        killer = threading.Timer(0.3, other.kill)
-        killer.start()
-        assert len(generator.render(request(), adapters)) == 4
-        killer.join()
-    finally:
-        other.kill()
-        other.communicate()
-
-
-def test_a_lock_that_can_not_be_opened(settings: Settings, adapters: dict[str, Adapter], tmp_path: Path) -> None:
-    occupied = tmp_path / "file"
-    occupied.write_text("in the way")
-    generator = Generator(Checkpoints(settings.model_copy(update={"data": occupied})))
-    with pytest.raises(StorageError, match="STYLUS_DATA"):
-        generator.render(request(), adapters)
 
 
 def test_weights_that_change_over_the_steps(
