@@ -113,28 +113,6 @@ def test_initialize_is_answered_before_anything_heavy_is_loaded(environment: dic
     session.close()
 
 
-def test_a_long_generation_is_handed_out_and_waited_for_or_cancelled(environment: dict[str, str]) -> None:
-    session = Session(world.stdio(environment, [*SLOW, "0.5"]), "auto")
-    running = answer(session.call("generate_image", **STAR, steps=200))
-    assert running["status"] == "running"
-    assert "do not start it again" in running["note"]
-    assert answer(session.call("job", id=running["job_id"], action="status"))["status"] == "running"
-    cancelled = answer(session.call("job", id=running["job_id"], action="cancel"))
-    if cancelled["status"] == "running":  # its step is not over yet
-        cancelled = answer(session.call("job", id=running["job_id"]))
-    assert cancelled["status"] == "cancelled"
-
-    made = answer(session.call("generate_image", **STAR, steps=20))
-    assert made["status"] == "running"
-    while made["status"] == "running":
-        made = answer(session.call("job", id=made["job_id"]))
-    assert made["status"] == "done"
-    assert len(made["images"]) == 1
-    # and with the result at hand, status brings it too
-    assert answer(session.call("job", id=made["job_id"], action="status")) == made
-    session.close()
-
-
 def start_a_job(server: Wire, url: str) -> None:
     """Asks for a generation of ten seconds and returns when it is being drawn."""
     server.send(HELLO, READY)

@@ -135,6 +135,15 @@ def test_adapters_are_read_by_ids_with_colons_and_slashes(session: Session, uri:
     assert "file" not in card
 
 
+def test_the_resources_are_told(session: Session) -> None:
+    templates = session.run(lambda client: client.list_resource_templates()).resource_templates
+    assert {template.uri_template for template in templates} == {
+        "stylus://images/{id}",
+        "stylus://adapters/{+id}",
+        "stylus://compositions/{id}",
+    }
+
+
 @pytest.mark.parametrize(
     "uri",
     [
