@@ -56,5 +56,9 @@ class GenerationError(StylusError):
     """The picture could not be rendered: out of memory, NaN, an unsupported combination."""
 
 
+class BrokenDown(GenerationError):
+    """The numbers of a picture became NaN or infinite, in every precision that was tried."""
+
+
 class Cancelled(StylusError):
     """The work was cancelled by its owner. A progress callback raises it to stop a generation within a step."""

@@ -10,6 +10,8 @@ import psycopg
 
 from stylus.database import Database
 from stylus.errors import AdapterFileError
+from stylus.evaluation.card_shelf import Shelf, judge
+from stylus.evaluation.effects import Trouble
 from stylus.records import OnProgress, Progress, Record
 from stylus.safetensors_header import read_header
 
@@ -80,6 +82,13 @@ _QUERIES = (
 )
 """What, condition on an adapter `a`, what mends it."""
 
+_MEASURED = {
+    Trouble.BREAKS: "stylus weight ID 0.5, then stylus evaluate adapters; or --flag there leaves them out",
+    Trouble.NOTHING: "a higher stylus weight, then stylus evaluate adapters; or --flag there leaves them out",
+    Trouble.OTHERWISE: "look with stylus evaluate adapters --show ID; mend the card or stylus refine, or --flag there",
+}
+"""What mends what report cards found."""
+
 
 def examine_library(database: Database) -> list[Finding]:
     """One finding of each kind, also where there is nothing to find. Raises DatabaseUnavailable."""
@@ -91,10 +100,16 @@ def examine_library(database: Database) -> list[Finding]:
         files = connection.execute(
             "select id, name, file, missing from adapters where file is not null order by id"
         ).fetchall()
+    verdicts = judge(Shelf(database).all())
+    names = {id: name for id, name, _, _ in files}
+    measured = [
+        _finding(trouble, [(id, names.get(id, id)) for id, found in verdicts.items() if found.trouble is trouble], mend)
+        for trouble, mend in _MEASURED.items()
+    ]
     gone = [(id, name, file) for id, name, file, missing in files if missing or not Path(file).exists()]
     folder = _nearest_folder([file for _, _, file in gone])
     mend = f"mount their disk or put them back, then stylus ingest folder {shlex.quote(str(folder))}"
-    return [_finding("missing files", [(id, name) for id, name, _ in gone], mend), *findings]
+    return [_finding("missing files", [(id, name) for id, name, _ in gone], mend), *findings, *measured]
 
 
 def check_files(database: Database, on_progress: OnProgress | None = None) -> None:

@@ -66,6 +66,9 @@ def test_each_trouble_is_counted_and_has_its_remedy(database: Database, tmp_path
         "no examples": 5,
         "unrefined": 5,
         "suspicious": 0,
+        "breaks the picture": 0,
+        "does nothing": 0,
+        "doesn't do what its card says": 0,
     }
     assert findings["missing files"].mend.endswith(f"stylus ingest folder '{root / 'deep'}'")
     assert findings["missing files"].ids[0].startswith("file:")

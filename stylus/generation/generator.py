@@ -12,13 +12,13 @@ from typing import Any
 from PIL import Image
 
 from stylus.errors import NotFound
-from stylus.generation.checkpoints import Checkpoints
+from stylus.generation.checkpoints import Checkpoints, LoadedPipeline
 from stylus.generation.device_lock import Turns, lock_path
 from stylus.generation.inputs import Inputs
 from stylus.generation.provenance import provenance
 from stylus.generation.rendering import Rendering
 from stylus.generation.settling import settle
-from stylus.records import Adapter, Mask, OnProgress, Progress, Request
+from stylus.records import Adapter, BaseModelFamily, Mask, OnProgress, Progress, Request
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class Generator:
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints = checkpoints
         self._turns = Turns(lock_path(checkpoints.device))
+
+    def checkpoint(self, family: BaseModelFamily, name: str | None = None) -> LoadedPipeline:
+        """What `render` would draw with, loaded now if it isn't. Raises CheckpointError."""
+        return self._checkpoints.open(family, name)
 
     def render(
         self,

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stylus.errors import GenerationError
+from stylus.errors import BrokenDown, GenerationError
 from stylus.generation.adapters import Resident
 from stylus.generation.checkpoints import LoadedPipeline
 from stylus.generation.codec import decoded, encoded, is_black
@@ -279,9 +279,9 @@ class Rendering:
         original = inputs.image.resize(image.size, Image.Resampling.LANCZOS)
         return Image.composite(image, original, inputs.mask.resize(image.size, Image.Resampling.NEAREST))
 
-    def _broken(self, image: int) -> GenerationError:
+    def _broken(self, image: int) -> BrokenDown:
         used = {id: round(weight, 2) for id, weight in self.settled.weights(image).items()}
-        return GenerationError(
+        return BrokenDown(
             f"image {image} (seed {self.request.seed + image}) broke down to NaN or infinity with the adapters {used} "
             f"at guidance scale {self.settled.guidance_scale}: lower their weights or the guidance scale."
         )
