@@ -118,9 +118,8 @@ def strangeness(with_it: Vectors, without: Vectors) -> float:
     own = _distances(base, base)
     prompt = np.repeat(np.arange(prompts), images)
     own[prompt[:, None] == prompt] = np.inf
-    return float(
-        np.median(_distances(with_it.reshape(-1, base.shape[1]), base).min(1)) / max(np.median(own.min(1)), _LEAST)
-    )
+    apart = float(np.median(own.min(1)))
+    return float(np.median(_distances(with_it.reshape(-1, base.shape[1]), base).min(1))) / max(apart, _LEAST)
 
 
 def shows(pictures: Float32[np.ndarray, "n d"], subjects: Float32[np.ndarray, "m d"]) -> Bool[np.ndarray, " n"]:
