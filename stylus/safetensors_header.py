@@ -93,26 +93,19 @@ def read_header(path: Path) -> Header:
             length = int.from_bytes(start, "little")
             if size == 0:
                 raise AdapterFileError(f"{path} is empty. {_AGAIN}")
-            if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-                raise AdapterFileError(f"{path} is a pickle named safetensors: it could run code. Delete it.")
-            if start[:1] == b"<":
-                raise AdapterFileError(f"{path} is a web page (an error page of a download?). {_AGAIN}")
-            if size < 8 or length > MOST_HEADER_BYTES or length > size - 8:
-                raise AdapterFileError(
-                    f"{path} has {size:,} bytes and claims a header of {length:,}: truncated or no safetensors. "
-                    f"{_AGAIN}"
-                )
-            text = file.read(length)
+            fits = size >= 8 and length <= min(MOST_HEADER_BYTES, size - 8)
+            text = file.read(length) if fits else b""
+            if not text.startswith(b"{"):
+                raise AdapterFileError(f"{path} {_what_else(start, size)}")
             sample = _sample(file, 8 + length, size)
     except OSError as error:
         raise AdapterFileError(f"{path} can't be read: {error.strerror}. Check its rights and its disk.") from error
     try:
-        content = json.loads(text.decode("utf-8", errors="strict"))
-        entries = dict(content)
+        entries = json.loads(text.decode("utf-8", errors="strict"))
         metadata = {str(key): str(value) for key, value in dict(entries.pop("__metadata__", None) or {}).items()}
         shapes = {name: _shape(entry) for name, entry in entries.items()}
         end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise AdapterFileError(f"{path} has a header that is no safetensors header: {error}. {_AGAIN}") from error
     if size != 8 + length + end:
         problem = "truncated" if size < 8 + length + end else "padded with unknown data"
@@ -123,6 +116,17 @@ def read_header(path: Path) -> Header:
         sample = b""
     identity = hashlib.sha256(size.to_bytes(8, "little") + text + sample).hexdigest()
     return Header(metadata, shapes, size, identity)
+
+
+def _what_else(start: bytes, size: int) -> str:
+    """What a file is whose first 8 bytes lead to no header. Asked only then: a good file may begin with any of these
+    bytes, which are its header's length."""
+    if start[:2] in (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6))):
+        return "is a pickle named safetensors: it could run code. Delete it."
+    if start[:1] == b"<":
+        return f"is a web page (an error page of a download?). {_AGAIN}"
+    claim = int.from_bytes(start, "little")
+    return f"has {size:,} bytes and claims a header of {claim:,}: truncated or no safetensors. {_AGAIN}"
 
 
 _TENSOR_HASHES = ("sshs_model_hash", "modelspec.hash_sha256")

@@ -181,6 +181,7 @@ GOOD = save({"lora_a": np.ones((2, 2), np.float32)})
     [
         (b"", "empty"),
         (pickle.dumps({"a": 1}), "pickle"),
+        (pickle.dumps({"a": 1}, protocol=5), "pickle"),
         (b"PK\x03\x04" + bytes(100), "pickle"),
         (b"<!DOCTYPE html><html>Not found</html>", "web page"),
         (b"short", "truncated"),
@@ -188,15 +189,17 @@ GOOD = save({"lora_a": np.ones((2, 2), np.float32)})
         (GOOD[:-1], "truncated"),
         (GOOD + b"x", "padded"),
         ((10**11).to_bytes(8, "little") + bytes(100), "claims a header of 100,000,000,000"),
-        ((4).to_bytes(8, "little") + b"null", "no safetensors header"),
-        ((2).to_bytes(8, "little") + b"[]" + bytes(8), "."),
-        ((4).to_bytes(8, "little") + b"\xff\xfe{}", "no safetensors header"),
+        ((4).to_bytes(8, "little") + b"null", "no safetensors"),
+        ((2).to_bytes(8, "little") + b"[]" + bytes(8), "no safetensors"),
+        ((4).to_bytes(8, "little") + b"{}\xff\xfe", "no safetensors header"),
+        ((20).to_bytes(8, "little") + b'{"__metadata__": 1} ', "no safetensors header"),
+        (header({"dtype": "F8", "shape": [1], "data_offsets": [0, float("inf")]}), "no safetensors header"),
         ((9).to_bytes(8, "little") + b'{"a": {}}', "no safetensors header"),
         (header({"dtype": "F16", "shape": [2**40, 2], "data_offsets": [0, 4]}), "shape"),
         (header({"dtype": "F16", "shape": [[1]], "data_offsets": [0, 4]}), "shape"),
         (header({"dtype": ["F16"], "shape": [1], "data_offsets": [0, 4]}), "no safetensors header"),
         (header({"dtype": "F16", "shape": [1], "data_offsets": "ab"}), "no safetensors header"),
-        ((100_000).to_bytes(8, "little") + b"[" * 100_000, "no safetensors header"),
+        ((100_005).to_bytes(8, "little") + b'{"a":' + b"[" * 100_000, "no safetensors header"),
     ],
 )
 def test_bad_files_say_what_is_wrong_and_what_to_do(tmp_path: Path, content: bytes, says: str) -> None:
@@ -206,6 +209,15 @@ def test_bad_files_say_what_is_wrong_and_what_to_do(tmp_path: Path, content: byt
         read_header(path)
     assert str(path) in str(caught.value)
     assert "elete it" in str(caught.value)
+
+
+@pytest.mark.parametrize("start", [b"PK", b"\x80\x02", b"\x80\x05", b"<\x01"])
+def test_a_header_may_be_as_long_as_another_format_begins(tmp_path: Path, start: bytes) -> None:
+    length = int.from_bytes(start, "little")
+    text = json.dumps({"lora_a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(length)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + text + bytes(4))
+    assert read_header(path).is_adapter
 
 
 def test_a_missing_file_is_an_adapter_file_error(tmp_path: Path) -> None:
