@@ -38,6 +38,12 @@ _INPUTS = (
 )
 """Inputs of ComfyUI's nodes that lead from a sampler back to the text, the nearest first."""
 
+_UNREADABLE = (
+    OSError, EOFError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, RecursionError,
+    DecompressionBombError,
+)  # fmt: skip
+"""What PIL and our own reading raise on pictures that are broken, or made to break them."""
+
 _STEPS = re.compile(r"(?:^|\n)Steps: \d")
 
 
@@ -52,7 +58,7 @@ def prompt_of(path: Path) -> str:
             picture = _open(file)
             texts = _texts(picture) if picture is not None else iter(())
             return next((prompt for text in texts if (prompt := _prompt(text[:_MOST_TEXT]))), "")
-    except (OSError, ValueError, SyntaxError, LookupError, TypeError, RecursionError, DecompressionBombError, EOFError):
+    except _UNREADABLE:
         return ""
 
 

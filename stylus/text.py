@@ -11,7 +11,7 @@ _READ = 1_000_000
 _SILENT = {"script", "style", "template", "noscript"}
 _BREAKS = {"p", "br", "div", "li", "ul", "ol", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "pre", "hr"}
 _TAG = re.compile(r"<[a-zA-Z/!][^<>]{0,2000}>|&(?:#\d{1,7}|#x[0-9a-fA-F]{1,6}|\w{2,24});")
-_MARKUP = re.compile(r"<(/?)([a-zA-Z][^\s<>/]*)[^<>]*>|<[!?][^<>]*>")
+_MARKUP = re.compile(r"<(/?)([a-zA-Z][^\s<>/]*+)[^<>]*+>|<[!?][^<>]*+>")
 
 
 def _words(html: str) -> str:

@@ -60,6 +60,7 @@ def with_exif(form: str, tags: dict[int, str], comment: bytes = b"") -> bytes:
         (png({"prompt": json.dumps(GRAPH), "workflow": "{}"}), "a heron <lora:heron:0.65>"),
         (png({"prompt": json.dumps(GUIDER)}), "a moth"),
         (png({"prompt": json.dumps(CIRCLE)}), ""),
+        (png({"prompt": json.dumps(GRAPH).replace("0.65", "9" * 400)}), ""),
         (png({"parameters": json.dumps({"prompt": "a fox", "steps": 30})}), "a fox"),
         (png({"invokeai_metadata": json.dumps({"positive_prompt": "an owl"})}), "an owl"),
         (png({"prompt": "[" * 100_000}), ""),

@@ -23,10 +23,10 @@ def test_script_that_never_ends_hides_only_itself() -> None:
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(
-    "piece", ["<!-- ", "<![CDATA[x", "<a b='", "<?x ", "</a ", "<div>", "<script><b>", "<!x", "&#"]
+    "piece", ["<!-- ", "<![CDATA[x", "<a b='", "<?x ", "</a ", "<div>", "<script><b>", "<!x", "&#", "a"]
 )
 def test_a_megabyte_of_beginnings_takes_no_time(piece: str) -> None:
     # quadratic work would take minutes for each
-    text = clean(f"<p>start</p>{piece * (1_000_000 // len(piece))}", 20_000)
+    text = clean(f"<p>start</p><{piece * (1_000_000 // len(piece))}", 20_000)
     assert text.startswith("start")
     assert len(text) <= 20_000
