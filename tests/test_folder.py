@@ -1,6 +1,7 @@
 """Folder -> cards: the sidecars that people have, bad files that must not stop the rest, text from strangers."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,8 @@ def test_bad_files_are_reported_and_the_rest_goes_on(tmp_path: Path) -> None:
     (tmp_path / "e_folder.safetensors").mkdir()
     (tmp_path / "f_dangling.safetensors").symlink_to(tmp_path / "nowhere")
     (tmp_path / "loop").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "g_pipe.safetensors")  # to open it would wait for ever
+    os.mkfifo(tmp_path / "m_good.txt")
     good.with_suffix(".json").write_bytes(b"\xff\xfe no json")
     found, problems = read(tmp_path)
     assert [card.name for card in found] == ["m_good"]
@@ -215,6 +218,7 @@ def test_bad_files_are_reported_and_the_rest_goes_on(tmp_path: Path) -> None:
         "c_cut.safetensors",
         "d_model.safetensors",
         "f_dangling.safetensors",
+        "g_pipe.safetensors",
         "m_good.json",
     }
     assert "pickle" in problems["b_pickle.safetensors"]
@@ -229,6 +233,11 @@ def test_strange_sidecars_never_cost_the_adapter(tmp_path: Path, content: str) -
     path.with_suffix(".json").write_text(content)
     (tmp_path / "x.civitai.info").write_text(content)
     assert [card.name for card in read(tmp_path)[0]] == ["x"]
+
+
+def test_a_name_of_all_the_characters_that_a_disk_allows(tmp_path: Path) -> None:
+    path = weights(tmp_path / f"{'x' * (255 - len('.safetensors'))}.safetensors")
+    assert [card.file for card in read(tmp_path)[0]] == [str(path)]
 
 
 def test_hostile_text_is_cleaned_and_capped(tmp_path: Path) -> None:

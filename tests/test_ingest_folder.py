@@ -254,6 +254,28 @@ def test_links_are_followed_once_and_never_in_a_circle(library: Library, tmp_pat
     }
 
 
+def test_a_link_whose_disk_is_away_marks_nothing(library: Library, tmp_path: Path) -> None:
+    weights(tmp_path / "nas" / "x.safetensors", 1)
+    weights(tmp_path / "nas" / "more" / "y.safetensors", 2)
+    weights(library.root / "z.safetensors", 3)
+    (library.root / "x.safetensors").symlink_to(tmp_path / "nas" / "x.safetensors")
+    (library.root / "more").symlink_to(tmp_path / "nas" / "more")
+    assert library.ingest() == IngestReport(added=3)
+    (tmp_path / "nas").rename(tmp_path / "away")
+    assert library.ingest() == IngestReport(unchanged=1)
+    assert set(library.problems) == {"x.safetensors"}
+    (library.root / "x.safetensors").unlink()
+    (library.root / "more").unlink()
+    assert library.ingest() == IngestReport(unchanged=1, missing=2)
+
+
+def test_a_root_that_is_a_link_to_itself_is_refused(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "self").symlink_to("self")
+    for root in (tmp_path / "self", tmp_path / ("x" * 300)):
+        with pytest.raises(InvalidInput, match="can't be looked at"):
+            library.ingest(root)
+
+
 def test_a_name_that_is_not_utf8_is_reported(library: Library) -> None:
     weights(library.root / "good.safetensors")
     weights(Path(os.fsdecode(os.fsencode(library.root) + b"/caf\xe9.safetensors")), 2)

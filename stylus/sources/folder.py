@@ -5,6 +5,7 @@ What the weights' names and shapes say of the base model stands above what the c
 
 import json
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -72,13 +73,16 @@ def walk(root: Path, on_problem: OnProblem, on_progress: OnProgress | None = Non
     Each folder is entered once, whatever links lead to it: those that lie under `root` by themselves first. Raises
     InvalidInput where there is no such folder.
     """
-    root = root.expanduser().resolve()
-    if not root.exists():
-        raise InvalidInput(f"There is no folder {root}. Check the path, and whether its disk is mounted.")
-    if root.is_file():
-        beside = {path.name: path for path in root.parent.iterdir()}
-        status = root.stat()
-        return Walk(root, (WeightFile(root, status.st_size, status.st_mtime_ns, _beside(root.stem, beside)),), ())
+    try:
+        root = root.expanduser().resolve()
+        if not root.exists():
+            raise InvalidInput(f"There is no folder {root}. Check the path, and whether its disk is mounted.")
+        if root.is_file():
+            beside = {path.name: path for path in root.parent.iterdir()}
+            status = root.stat()
+            return Walk(root, (WeightFile(root, status.st_size, status.st_mtime_ns, _beside(root.stem, beside)),), ())
+    except (OSError, RuntimeError) as error:  # no right to look, a name too long, a link to itself, ~nobody
+        raise InvalidInput(f"{_printable(root)} can't be looked at: {error}. Check the path and its rights.") from error
     files: list[WeightFile] = []
     unseen: list[Path] = []
     entered: set[tuple[int, int]] = set()
@@ -103,14 +107,19 @@ def walk(root: Path, on_problem: OnProblem, on_progress: OnProgress | None = Non
             try:
                 if entry.is_dir():
                     folders.append(path) if entry.is_symlink() else folders.appendleft(path)
+                elif entry.is_symlink() and not path.exists():
+                    unseen.append(path)  # whether it led to a file or to a folder
+                    if name.lower().endswith(".safetensors"):
+                        on_problem(path, "It is a link to a file that is not there. Mount its disk or delete the link.")
                 elif name.lower().endswith(".safetensors"):
                     path.as_posix().encode()
                     status = entry.stat()
+                    if not stat.S_ISREG(status.st_mode):  # to open a pipe may take for ever
+                        on_problem(path, "It is a pipe or a device and no file. Move it away.")
+                        continue
                     files.append(WeightFile(path, status.st_size, status.st_mtime_ns, _beside(path.stem, listing)))
             except UnicodeEncodeError:
                 on_problem(_printable(path), "Its name or its folder's is not UTF-8. Rename it.")
-            except FileNotFoundError:
-                on_problem(path, "It is a link to a file that is not there. Mount its disk or delete the link.")
             except OSError as error:
                 on_problem(_printable(path), f"It can't be looked at: {error.strerror}. Check its rights and its disk.")
                 unseen.append(path)

@@ -52,7 +52,7 @@ def read_sidecars(weights: Path, on_problem: Callable[[Path, str], None]) -> Sid
     read = Sidecar()
     for suffix, parse in _READERS.items():
         path = weights.with_name(weights.stem + suffix)
-        if not path.is_file():
+        if not _is_file(path):
             continue
         try:
             if (size := path.stat().st_size) > MOST_BYTES:
@@ -61,10 +61,18 @@ def read_sidecars(weights: Path, on_problem: Callable[[Path, str], None]) -> Sid
         except (OSError, ValueError, RecursionError) as error:
             on_problem(path, f"This card was left out, the adapter kept: {error}")
     previews = [weights.with_name(weights.stem + suffix) for suffix in PREVIEWS]
-    pictures = [_picture(path) for path in previews if path.is_file()]
+    pictures = [_picture(path) for path in previews if _is_file(path)]
     # a card may list the pictures that lie beside it
     distinct = {example.image: example for example in (*pictures, *read.examples)}
     return replace(read, examples=tuple(distinct.values())[:MOST_EXAMPLES])
+
+
+def _is_file(path: Path) -> bool:
+    """Also of a path whose name is longer than the disk allows, for which `Path.is_file` raises."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _picture(path: Path, prompt: str = "") -> Example:
@@ -219,7 +227,7 @@ def _examples(value: object, folder: Path) -> tuple[Example, ...]:
         meta = _mapping(entry.get("meta")) or entry
         prompt = clean_line(meta.get("prompt"), 2000)
         file, url = entry.get("file"), clean_line(entry.get("url"), 2000)
-        if isinstance(file, str) and file.isprintable() and file == Path(file).name and (folder / file).is_file():
+        if isinstance(file, str) and file.isprintable() and file == Path(file).name and _is_file(folder / file):
             examples.append(_picture(folder / file, prompt))
         elif url.startswith(("https://", "http://")):
             examples.append(Example(image=url, prompt=prompt))
