@@ -67,7 +67,17 @@ class Embedder:
 
     def queries(self, texts: Sequence[str]) -> Float32[np.ndarray, "n d"]:
         """One unit vector for each text to search with. Raises ModelUnavailable."""
-        return self._embed(texts, "query")
+        long = np.array([2 * len(text) > max(map(len, texts)) for text in texts], bool)
+        if not self._local or long.all():
+            return self._embed(texts, "query")
+        # A batch is padded to its longest text: beside its prompt each keyword would take as long as the prompt.
+        parts = [
+            self._embed([texts[place] for place in np.flatnonzero(long == half).tolist()], "query")
+            for half in (True, False)
+        ]
+        vectors = np.empty((len(texts), parts[0].shape[1]), np.float32)
+        vectors[long], vectors[~long] = parts
+        return vectors
 
     def _embed(self, texts: Sequence[str], kind: Literal["query", "document"]) -> Float32[np.ndarray, "n d"]:
         if not texts:

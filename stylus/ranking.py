@@ -5,10 +5,21 @@ ranks have. Their constant of 60 is for lists of 1000; ours have 75 to 300, and 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from stylus.records import Adapter
 
 CONSTANT = 20
+
+
+class Identity(NamedTuple):
+    """What tells near-duplicates of an adapter: of the many that are found only the first are read whole."""
+
+    name: str
+    author: str | None
+    base_model: str | None
+    sha256: str | None
+    group: str | None
 
 
 def fuse(lists: Iterable[tuple[Sequence[str], float]]) -> dict[str, float]:
@@ -23,7 +34,7 @@ def fuse(lists: Iterable[tuple[Sequence[str], float]]) -> dict[str, float]:
     return dict(sorted(scores.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def fold(ids: Iterable[str], adapters: Mapping[str, Adapter]) -> dict[str, list[str]]:
+def fold(ids: Iterable[str], adapters: Mapping[str, Identity | Adapter]) -> dict[str, list[str]]:
     """The first of each set of near-duplicates with the others of its set, in the order of `ids`.
 
     Near-duplicates are the same file, versions of one model, or namesakes of one author: the last two for the same
@@ -43,7 +54,7 @@ def fold(ids: Iterable[str], adapters: Mapping[str, Adapter]) -> dict[str, list[
     return kept
 
 
-def _keys(adapter: Adapter) -> list[tuple[object, ...]]:
+def _keys(adapter: Identity | Adapter) -> list[tuple[object, ...]]:
     keys: list[tuple[object, ...]] = []
     if adapter.sha256:
         keys.append(("file", adapter.sha256.lower()))

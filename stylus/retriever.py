@@ -58,16 +58,18 @@ class Retriever:
                     *(_best(card.scores, name.scores) for card, name in zip(cards[1:], names, strict=True)),
                 ]
                 scores = _fused(alike, [found.scores for found in spoken])
-                adapters = self._catalog.get(scores)
-                kept = fold((id for id in scores if id in adapters), adapters)
+                identities = search_index.identities(connection, scores)
+                kept = fold((id for id in scores if id in identities), identities)
                 if len(kept) >= limit or (cards[0].complete and spoken[0].complete):
                     break
                 depth *= 2
             first = list(kept)[:limit]
             similarities = search_index.similarities(connection, first, vectors, model)
+        # After the search: whoever waits for a second connection while holding one can wait for someone who does too.
+        adapters = self._catalog.get(first)
         asked = {term for text in texts for term in bm25.terms(text)}
         matches = []
-        for id in first:
+        for id in filter(adapters.__contains__, first):
             cosines = [float(score) for score in similarities[id]] if id in similarities else []
             matches.append(
                 Match(

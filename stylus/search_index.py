@@ -6,7 +6,7 @@ deep as the filter makes necessary (pgvector's iterative scan). README, Decision
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from psycopg import sql
 
 from stylus import bm25
 from stylus.errors import InvalidInput
+from stylus.ranking import Identity
 from stylus.records import Filters
 
 Connection = psycopg.Connection[Any]
@@ -174,6 +175,12 @@ def lexical(connection: Connection, texts: Sequence[str], among: Sequence[int], 
         )
         for (numbers, scores), depth in zip(best, depths, strict=True)
     ]
+
+
+def identities(connection: Connection, ids: Collection[str]) -> dict[str, Identity]:
+    """What near-duplicates among these adapters are told by; those that are gone are absent."""
+    query = 'select id, name, author, base_model, sha256, "group" from adapters where id = any(%s)'
+    return {id: Identity(*rest) for id, *rest in connection.execute(query, [list(ids)])}
 
 
 def index_names(model: str) -> dict[str, str]:

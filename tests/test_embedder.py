@@ -27,6 +27,12 @@ def test_documents_and_queries_share_one_space_and_batches_change_nothing(embedd
     np.testing.assert_allclose(together[0], embedder.queries(texts[:1])[0], atol=1e-5)
 
 
+def test_short_texts_beside_a_long_one_keep_their_places(embedder: Embedder) -> None:
+    texts = ["a fox", "an old fisherman mending a net on a wooden pier at dawn", "cat"]
+    together = embedder.queries(texts)
+    np.testing.assert_allclose(together, np.stack([embedder.queries([text])[0] for text in texts]), atol=1e-5)
+
+
 def test_no_texts_and_strange_texts(embedder: Embedder) -> None:
     assert len(embedder.queries([])) == 0
     strange = embedder.queries(["", "\0", "😀", "x" * 100_000, "한국어"])

@@ -1,5 +1,6 @@
 """Prompt -> candidates with the real embedder and Postgres."""
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,6 +50,14 @@ def test_the_nearest_comes_first_with_its_evidence(retriever: Retriever) -> None
     assert first.prompt_score > second.prompt_score
     assert first.keyword_scores == {}
     assert "prompt" in first.why
+
+
+def test_one_connection_is_enough(retriever: Retriever, database: Database) -> None:
+    # with two a search, as many searches as there are connections would wait for each other
+    with contextlib.ExitStack() as busy:
+        for _ in range(15):
+            busy.enter_context(database.connection())
+        assert retriever.retrieve("a kitten", keywords=["kitten"], limit=2)
 
 
 def test_each_keyword_brings_its_own_candidate(retriever: Retriever) -> None:
