@@ -112,12 +112,12 @@ class Card(Record):
     file: str | None = None
     """Path of the weight file on this machine; None until it is downloaded."""
     sha256: str | None = None
-    bytes: int | None = Field(None, ge=0)
-    rank: int | None = Field(None, ge=1)
+    bytes: int | None = Field(None, ge=0, lt=2**63)
+    rank: int | None = Field(None, ge=1, lt=2**31)
     """Of most of its layers."""
     download: str | None = None
     """Where the weights come from when they are first used: on the host of the card's source, else it is refused."""
-    group: str | None = None
+    group: str | None = Field(None, max_length=300)
     """What the versions of one model share, as `civitai:245675`; None: the adapter stands alone."""
 
     @property

@@ -276,6 +276,14 @@ def test_a_root_that_is_a_link_to_itself_is_refused(library: Library, tmp_path: 
             library.ingest(root)
 
 
+def test_times_and_paths_beyond_what_postgres_holds(library: Library) -> None:
+    os.utime(weights(library.root / "x.safetensors", 1), (2**33, 2**34))  # of the year 2514
+    weights(library.root.joinpath(*["d" * 250] * 10) / "far.safetensors", 2)
+    assert library.ingest() == IngestReport(added=1)
+    assert "more than 2,000 bytes" in library.problems["far.safetensors"]
+    assert library.ingest() == IngestReport(unchanged=1)
+
+
 def test_a_name_that_is_not_utf8_is_reported(library: Library) -> None:
     weights(library.root / "good.safetensors")
     weights(Path(os.fsdecode(os.fsencode(library.root) + b"/caf\xe9.safetensors")), 2)

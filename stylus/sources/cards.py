@@ -55,7 +55,7 @@ def cards(path: Path, on_problem: OnProblem, *, may_fetch: Callable[[Card], bool
         except ValidationError as error:
             flaws = (f"{'.'.join(map(str, e['loc']))}: {e['msg']} ({str(e['input'])[:60]!r})" for e in error.errors())
             on_problem(where, f"{'; '.join(flaws)}. Left out.")
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, RuntimeError, OSError) as error:
             on_problem(where, f"{error}. Left out.")
 
 

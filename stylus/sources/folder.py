@@ -22,6 +22,8 @@ OnProblem = Callable[[Path, str], None]
 """Told of each file that could not be used, with the reason; the rest goes on."""
 
 _MOST_TAGS_OF_TRAINING = 30
+_LONGEST_PATH = 2000
+"""Bytes: Postgres has no index for texts of some thousands."""
 _READING = "1"
 """Raised when files are read in another way, so that all are read again."""
 
@@ -79,8 +81,7 @@ def walk(root: Path, on_problem: OnProblem, on_progress: OnProgress | None = Non
             raise InvalidInput(f"There is no folder {root}. Check the path, and whether its disk is mounted.")
         if root.is_file():
             beside = {path.name: path for path in root.parent.iterdir()}
-            status = root.stat()
-            return Walk(root, (WeightFile(root, status.st_size, status.st_mtime_ns, _beside(root.stem, beside)),), ())
+            return Walk(root, (_weight_file(root, root.stat(), beside),), ())
     except (OSError, RuntimeError) as error:  # no right to look, a name too long, a link to itself, ~nobody
         raise InvalidInput(f"{_printable(root)} can't be looked at: {error}. Check the path and its rights.") from error
     files: list[WeightFile] = []
@@ -117,7 +118,10 @@ def walk(root: Path, on_problem: OnProblem, on_progress: OnProgress | None = Non
                     if not stat.S_ISREG(status.st_mode):  # to open a pipe may take for ever
                         on_problem(path, "It is a pipe or a device and no file. Move it away.")
                         continue
-                    files.append(WeightFile(path, status.st_size, status.st_mtime_ns, _beside(path.stem, listing)))
+                    if len(os.fsencode(path)) > _LONGEST_PATH:
+                        on_problem(path, f"Its path has more than {_LONGEST_PATH:,} bytes. Move it up.")
+                        continue
+                    files.append(_weight_file(path, status, listing))
             except UnicodeEncodeError:
                 on_problem(_printable(path), "Its name or its folder's is not UTF-8. Rename it.")
             except OSError as error:
@@ -165,6 +169,11 @@ def read_card(path: Path, *, prefix: str = "file", on_problem: OnProblem) -> tup
 def file_name(path: Path) -> str:
     """What an adapter is called that has no other name."""
     return clean_line(path.stem, 200) or "unnamed"
+
+
+def _weight_file(path: Path, status: os.stat_result, listing: Mapping[str, os.DirEntry[str] | Path]) -> WeightFile:
+    modified = min(status.st_mtime_ns, 2**63 - 1)  # a clock that ran centuries ahead is beyond Postgres's integers
+    return WeightFile(path, status.st_size, modified, _beside(path.stem, listing))
 
 
 def _beside(stem: str, listing: Mapping[str, os.DirEntry[str] | Path]) -> str:
