@@ -5,6 +5,7 @@ import pickle
 import pickletools
 import struct
 import sys
+import tracemalloc
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,6 +205,30 @@ def test_shared_values_do_not_multiply(tmp_path: Path) -> None:
     write(tmp_path, [{"adapter_id": 1, "title": doubled, "tags": doubled, "download_url": doubled}])
     [entry], _ = entries(tmp_path)
     assert entry.card.name == "civitai:1"
+
+
+def test_a_dict_that_many_adapters_share_is_not_copied(tmp_path: Path) -> None:
+    shared = {str(n): n for n in range(20_000)}
+    write(tmp_path, dict.fromkeys(range(300), shared))
+    tracemalloc.start()
+    try:
+        found, _ = entries(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 300
+
+
+def test_a_state_that_many_objects_share_is_refused(
+    tmp_path: Path, published: type[AdapterInfo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_pickle, "MOST_INSTRUCTIONS", 50_000)
+    objects, state = [published.__new__(published) for _ in range(100)], {str(n): n for n in range(1000)}
+    for one in objects:
+        one.__dict__ = state
+    write(tmp_path, objects)
+    with pytest.raises(InvalidInput, match="attributes"):
+        entries(tmp_path)
 
 
 def test_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,7 @@ class _Stack:
         self._marks: list[int] = []
         """Heights of the stack."""
         self._memo: dict[int, Any] = {}
+        self._copied = 0
 
     def pop(self) -> Any:
         return self._values.pop()
@@ -162,6 +163,10 @@ class _Stack:
                 raise _Refused("it makes an object in a way that is not data")
             self._values.append({})
         elif type(argument) is dict and type(self._values[-1]) is dict:
+            # a state that was remembered can be copied again and again by a few bytes
+            self._copied += len(argument)
+            if self._copied > MOST_INSTRUCTIONS:
+                raise _Refused(f"its objects have more than {MOST_INSTRUCTIONS:,} attributes")
             self._values[-1].update(argument)
         else:
             raise _Refused("an object has a state that is not its attributes")

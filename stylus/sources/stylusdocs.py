@@ -5,6 +5,7 @@ The pickle is read by `plain_pickle`, which can build nothing but data; the auth
 """
 
 import re
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ EMBEDDER = "openai:text-embedding-3-large"
 MOST_ADAPTERS = 1_000_000
 _MOST_TEXT = 2**20
 """Bytes of a vision model's text."""
+_MOST_LIST = 20_000
 _CLASSES = frozenset({"AdapterInfo"})
 """It lay in `autoadapter.precompute.process_adapters`, later in `stylus.refiner.fetch_adapter_metadata`."""
 
@@ -70,10 +72,11 @@ def read(path: Path, on_problem: OnProblem) -> Iterator[Entry]:
 def _adapters(content: object) -> list[Mapping[str, Any]]:
     """The adapters of a list, or of a dict by id."""
     if isinstance(content, dict):
-        content = [{"adapter_id": key, **value} for key, value in content.items() if isinstance(value, dict)]
+        # not copied: a pickle can name one large dict a million times
+        content = [ChainMap({"adapter_id": key}, value) for key, value in content.items() if isinstance(value, dict)]
     if not isinstance(content, list | tuple) or not 0 < len(content) <= MOST_ADAPTERS:
         raise InvalidInput("The pickle holds no list of adapters. Is it StylusDocs' sd_adapters.pkl?")
-    return [entry if isinstance(entry, dict) else {} for entry in content]
+    return [entry if isinstance(entry, Mapping) else {} for entry in content]
 
 
 def _vectors(path: Path, rows: int) -> Float[np.ndarray, "n d"] | None:
@@ -140,9 +143,10 @@ def _examples(fields: Mapping[str, Any]) -> Iterator[Example]:
 
 
 def _sequence(value: object) -> list[Any]:
+    """The start of a list, or of text with commas."""
     if isinstance(value, str):
-        return value.split(",")
-    return list(value) if isinstance(value, list | tuple) else []
+        return value[:_MOST_LIST].split(",")
+    return list(value[:_MOST_LIST]) if isinstance(value, list | tuple) else []
 
 
 def _weight(value: object) -> float | None:
