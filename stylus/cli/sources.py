@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from stylus.cli.library import ingest_app, show_report
 from stylus.cli.output import AsJson, BaseModelOption, print_json, progress_bar, terminal
 from stylus.errors import InvalidInput, StylusError
-
-if TYPE_CHECKING:
-    from stylus.records import Card
+from stylus.records import Card, OnProgress
 
 app = typer.Typer()
 
@@ -43,10 +41,12 @@ def ingest_civitai(
         raise InvalidInput("Write `by-hash FOLDER`, or one search: quote a search of several words.")
     problems = _Problems()
     with Civitai.open(Settings.read()) as civitai:
-        if folder is not None:
-            pages: Iterable[list[Card]] = civitai.by_hash(folder, on_problem=problems)
-        else:
-            pages = civitai.pages(what, family=base_model, mature=mature, most=most, on_problem=problems)
+
+        def pages(on_progress: OnProgress) -> Iterable[list[Card]]:
+            if folder is not None:
+                return civitai.by_hash(folder, on_problem=problems, on_progress=on_progress)
+            return civitai.pages(what, family=base_model, mature=mature, most=most, on_problem=problems)
+
         _ingest_pages(pages, problems, as_json)
 
 
@@ -60,7 +60,7 @@ def ingest_hub(
 
     problems = _Problems()
 
-    def pages() -> "Iterable[list[Card]]":
+    def pages(_: OnProgress) -> Iterable[list[Card]]:
         with hub.open_web() as web:
             for name in repositories:
                 try:
@@ -70,15 +70,15 @@ def ingest_hub(
                         raise
                     problems(name, str(error))
 
-    _ingest_pages(pages(), problems, as_json)
+    _ingest_pages(pages, problems, as_json)
 
 
-def _ingest_pages(pages: "Iterable[list[Card]]", problems: _Problems, as_json: bool) -> None:
+def _ingest_pages(pages: Callable[[OnProgress], Iterable[list[Card]]], problems: _Problems, as_json: bool) -> None:
     from stylus.gathering import ingest_pages
     from stylus.stylus import Stylus
 
     with Stylus() as stylus, progress_bar() as on_progress:
-        report = ingest_pages(pages, stylus.catalog, stylus.embedder, on_progress)
+        report = ingest_pages(pages(on_progress), stylus.catalog, stylus.embedder, on_progress)
     show_report(report.model_dump(mode="json"), problems, as_json)
 
 
