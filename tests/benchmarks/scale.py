@@ -5,16 +5,13 @@ are synthetic: topics of very uneven popularity inside areas, with a spread whos
 text, so that the cosine of a query's 1st, 10th, 150th and 1000th neighbour of 20,000 is about 0.76, 0.67, 0.48 and
 0.30. Queries are drawn anew from the same topics. Families keep 50% (sd15) and 5% (flux). numpy's exact search is over
 float32 in RAM, of the filtered vectors alone (gathered before the clock starts), query by query in turn with ours.
-
-With `--compose`: words as well, and the time of a lexical composition with its retrieval, embedding included.
 """
 
 import argparse
-import itertools
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +23,8 @@ from pgvector.psycopg import register_vector
 from stylus import search_index
 from stylus.catalog import Catalog
 from stylus.database import Database
-from stylus.embedder import DEFAULT, Embedder
-from stylus.keywords import search_terms
-from stylus.lexical_composer import LexicalComposer, Limits
+from stylus.embedder import DEFAULT
 from stylus.records import BaseModelFamily, Filters
-from stylus.retriever import Retriever
 from stylus.settings import Settings
 
 DIMENSION, TOPICS, AREAS = 384, 2000, 40
@@ -39,13 +33,6 @@ QUERIES = 200
 BATCH = 10_000
 FAMILIES = {"sd15": 0.50, "sdxl": 0.45, "flux": 0.05}
 FILTERS = {"none": None, "0.5": BaseModelFamily.SD15, "0.05": BaseModelFamily.FLUX}
-PROMPTS = (
-    "an old fisherman mending a net on a wooden pier at dawn, oil painting",
-    "a fox in a knitted scarf reads a newspaper under a street lamp",
-    "glass greenhouse full of ferns, a brass telescope on a round table",
-    "two children fly a paper dragon over a wheat field, storm clouds behind",
-    "a robot barista pours coffee in a neon diner, rainy window",
-)
 
 
 class World:
@@ -69,15 +56,6 @@ class World:
     def families(self, count: int) -> np.ndarray:
         return self._random.choice(list(FAMILIES), size=count, p=list(FAMILIES.values()))
 
-    def texts(self, count: int) -> Iterator[str]:
-        """Of 25 words each: made-up ones with the prompts' among them, as uneven in number as words are."""
-        spoken = sorted({word.strip(",") for prompt in PROMPTS for word in prompt.split()})
-        words = np.array([spoken.pop() if i % 10 == 0 and spoken else f"w{i:x}" for i in range(20_000)])
-        frequency = 1 / np.arange(20, len(words) + 20)
-        frequency /= frequency.sum()
-        for _ in range(count):
-            yield " ".join(self._random.choice(words, size=25, p=frequency))
-
     def _spread(self, count: int) -> np.ndarray:
         drawn = self._random.standard_normal((count, DIMENSION), np.float32)
         return np.asarray(drawn * self._spectrum, np.float32)
@@ -87,23 +65,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cards", type=int, action="append", required=True, help="may be given several times")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--compose", action="store_true", help="also time lexical compositions")
     arguments = parser.parse_args()
     results = {}
     for count in arguments.cards:
         with tempfile.TemporaryDirectory() as folder, Database.open(Settings(data=Path(folder))) as database:
-            results[str(count)] = measure(database, count, with_words=arguments.compose)
+            results[str(count)] = measure(database, count)
         print(json.dumps({count: results[str(count)]}, indent=2), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def measure(database: Database, count: int, *, with_words: bool) -> dict[str, Any]:
+def measure(database: Database, count: int) -> dict[str, Any]:
     world, catalog = World(), Catalog(database)
     vectors, families, queries = world.vectors(count), world.families(count), world.vectors(QUERIES)
-    texts = world.texts(count) if with_words else itertools.repeat("")
     start = time.perf_counter()
-    load(database, vectors, families, texts)
+    load(database, vectors, families, ((f"card {number}", "") for number in range(count)))
     loaded = time.perf_counter()
     catalog.index(DEFAULT)
     indexed = time.perf_counter()
@@ -112,13 +88,12 @@ def measure(database: Database, count: int, *, with_words: bool) -> dict[str, An
         rows = np.flatnonzero(families == family) if family else np.arange(count)
         result[name] = compare(catalog, queries, family, vectors[rows] if family else vectors, rows)
     result["numpy_p50_ms"] = result["none"]["numpy_p50_ms"]
-    if with_words:
-        result["compose"] = compositions(catalog)
     return result
 
 
-def load(database: Database, vectors: np.ndarray, families: np.ndarray, texts: Iterable[str]) -> None:
-    """By COPY, in batches: adapters, then their vectors. Triggers give each its facet, as in any ingestion."""
+def load(database: Database, vectors: np.ndarray, families: np.ndarray, texts: Iterable[tuple[str, str]]) -> None:
+    """Adapters, each with its name and description, then their vectors; by COPY, in batches. Triggers give each its
+    facet, as in any ingestion."""
     columns = "id, name, description, base_model, kind, category, rating, tags, trigger_words, examples, weight, "
     columns += "refined, hidden, missing, content_hash"
     plain = ("lora", "concept", "general", "{}", "{}", "[]", 0.8, False, False, False, "")
@@ -130,7 +105,7 @@ def load(database: Database, vectors: np.ndarray, families: np.ndarray, texts: I
             cursor = connection.cursor()
             with cursor.copy(f"copy adapters ({columns}) from stdin") as copy:
                 for i in places:
-                    copy.write_row((f"scale:{i}", f"card {i}", next(stream), str(families[i]), *plain))
+                    copy.write_row((f"scale:{i}", *next(stream), str(families[i]), *plain))
             with cursor.copy("copy embeddings (adapter, model, chunk, embedding) from stdin (format binary)") as copy:
                 copy.set_types(["text", "text", "int4", "halfvec"])
                 for i in places:
@@ -159,54 +134,16 @@ def compare(
             server = psutil.Process(connection.info.backend_pid)
             worked = sum(server.cpu_times()[:2])
     return {
-        "p50_ms": _milliseconds(ours[1:], 50),
-        "p95_ms": _milliseconds(ours[1:], 95),
+        "p50_ms": milliseconds(ours[1:], 50),
+        "p95_ms": milliseconds(ours[1:], 95),
         "recall": round(float(np.mean(recalls[1:])), 4),
-        "numpy_p50_ms": _milliseconds(exact[1:], 50),
+        "numpy_p50_ms": milliseconds(exact[1:], 50),
         "server_cpu_ms": round(1000 * (sum(server.cpu_times()[:2]) - worked) / len(queries), 2),
     }
 
 
-def compositions(catalog: Catalog) -> dict[str, float]:
-    """A prompt's keywords, embedding, search and lexical composition, each prompt several times."""
-    start = time.perf_counter()
-    while catalog.read_words():
-        pass
-    read = time.perf_counter()
-    embedder = Embedder.named(DEFAULT)
-    retriever, composer = Retriever(catalog, embedder), LexicalComposer()
-    embedding: list[float] = []
-    whole: list[float] = []
-    for prompt in (*PROMPTS, *PROMPTS * 5):  # the first round to warm up
-        if len(whole) == len(PROMPTS):
-            worked = _work(catalog)
-        begin = time.perf_counter()
-        terms = search_terms(prompt)
-        embedder.queries([prompt, *terms])
-        embedded = time.perf_counter()
-        matches = retriever.retrieve(prompt, keywords=terms, filters=Filters(base_model=BaseModelFamily.SD15), limit=K)
-        composer.compose(prompt, matches, Limits())
-        embedding.append(embedded - begin)
-        whole.append(time.perf_counter() - embedded)
-    warm = len(PROMPTS)
-    both = (_work(catalog) - worked) / (len(whole) - warm)
-    return {
-        "words_s": round(read - start, 1),
-        "embedding_p50_ms": _milliseconds(embedding[warm:], 50),
-        "p50_ms": _milliseconds(whole[warm:], 50),
-        "p95_ms": _milliseconds(whole[warm:], 95),
-        "cpu_with_a_second_embedding_ms": round(1000 * both, 1),
-    }
-
-
-def _work(catalog: Catalog) -> float:
-    """CPU seconds of this process and of Postgres for it so far: on a busy machine the rest is waiting for a core."""
-    with catalog.reading() as connection:
-        rows = connection.execute("select pid from pg_stat_activity where application_name = 'stylus'").fetchall()
-    return time.process_time() + sum(sum(psutil.Process(pid).cpu_times()[:2]) for (pid,) in rows)
-
-
-def _milliseconds(seconds: Sequence[float], percentile: int) -> float:
+def milliseconds(seconds: Sequence[float], percentile: int) -> float:
+    """A percentile of durations."""
     return round(1000 * float(np.percentile(seconds, percentile)), 2)
 
 
