@@ -97,8 +97,9 @@ def examine_library(database: Database) -> list[Finding]:
             _finding(what, connection.execute(_select(condition)).fetchall(), mend)
             for what, condition, mend in _QUERIES
         ]
+        # What can be fetched comes again when a picture needs it: nothing is missing.
         files = connection.execute(
-            "select id, name, file, missing from adapters where file is not null order by id"
+            "select id, name, file, missing from adapters where file is not null and download is null order by id"
         ).fetchall()
     verdicts = judge(Shelf(database).all())
     names = {id: name for id, name, _, _ in files}

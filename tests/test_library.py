@@ -14,7 +14,7 @@ from stylus.database import Database
 from stylus.files import Files
 from stylus.ingest import ingest_folder
 from stylus.library import check_files, examine_library, fault_of
-from stylus.records import Filters, Progress
+from stylus.records import Adapter, BaseModelFamily, Example, Filters, Progress
 from stylus.settings import Settings
 from tests.word_embedder import WordEmbedder
 
@@ -54,6 +54,12 @@ def test_each_trouble_is_counted_and_has_its_remedy(database: Database, tmp_path
     with database.connection() as connection:
         connection.execute("update adapters set refined = true where name = 'v1'")
         connection.execute("update adapters set file = %s where name = 'v2'", [str(root / "v1.safetensors")])
+    fetched = Adapter(id="civitai:7@3", name="fetched", group="civitai:8", refined=True, trigger_words=("x",))
+    fetched = fetched.model_copy(
+        update={"base_model": BaseModelFamily.SD15, "examples": (Example(image="https://x/"),)}
+    )
+    address = {"download": "https://civitai.com/api/download/models/3", "file": str(root / "thrown away.safetensors")}
+    Catalog(database).add([fetched.model_copy(update=address)])
     findings = {finding.what: finding for finding in examine_library(database)}
     assert {what: finding.count for what, finding in findings.items()} == {
         "missing files": 1,
