@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from server import resources, tools
+from server import gallery, resources, tools
 from server.auth import LOOPBACK, Verifier, auth_settings, security
 from server.backend import WAIT, Backend
 from server.guard import Guard
@@ -70,6 +70,7 @@ def build(backend: Backend, *, own_stdout: bool = False, token_url: str | None =
         lifespan=lifespan,
         log_level="WARNING",
         tools=tools.all_tools(),
+        extensions=[gallery.app()],
         token_verifier=Verifier(backend) if token_url else None,
         auth=auth_settings(token_url) if token_url else None,
     )
@@ -84,6 +85,7 @@ def build(backend: Backend, *, own_stdout: bool = False, token_url: str | None =
         return JSONResponse({"status": "ok"})
 
     server.custom_route("/health", methods=["GET"])(health)
+    server.custom_route("/gallery", methods=["GET"])(gallery.show)
     images = Images(backend, guarded=token_url is not None)
     server.custom_route("/images", methods=["POST"])(images.upload)
     server.custom_route("/images/{id}", methods=["GET"])(images.download)

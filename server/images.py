@@ -26,12 +26,17 @@ def input_id(stylus: Stylus, given: str, owner: str, *, mask: bool = False) -> s
     """The id in the image store of a picture given as base64, as the id of an upload, or as that of a generated image.
 
     Raises InvalidInput, and NotFound for what is not the owner's."""
-    keep = stylus.pictures.keep_mask if mask else stylus.pictures.keep_image
+
+    def kept(data: bytes) -> str:
+        id = stylus.pictures.keep_mask(data) if mask else stylus.pictures.keep_image(data)
+        stylus.history.save_picture(id, owner)  # so that the same can be drawn again by its id
+        return id
+
     if _KEPT.fullmatch(given):
         stylus.history.require_picture(given, owner)
         return given
     if _MADE.fullmatch(given.removeprefix("stylus://images/")):
-        return keep(results.read_image(stylus.history.image(given.removeprefix("stylus://images/"), owner)))
+        return kept(results.read_image(stylus.history.image(given.removeprefix("stylus://images/"), owner)))
     try:
         data = base64.b64decode(re.sub(r"^data:image/[a-z+]+;base64,", "", given), validate=True)
     except binascii.Error as error:
@@ -39,7 +44,7 @@ def input_id(stylus: Stylus, given: str, owner: str, *, mask: bool = False) -> s
             f"{'mask' if mask else 'image'} is neither base64 of a picture file nor the id of an image ({error}). Pass "
             "the content of a PNG, JPEG or WebP as base64, or an id from POST /images or from generate_image."
         ) from error
-    return keep(data)
+    return kept(data)
 
 
 class Images:

@@ -94,7 +94,7 @@ def composed(composition: Composition) -> ComposeResult:
         composition_id=composition.id,
         base_model=composition.base_model,
         prompt=with_trigger_words(composition.prompt, composition.choices),
-        tasks=_tasks(composition),
+        tasks=tasks_of(composition),
         uncovered=list(composition.uncovered),
         composer=composition.composer,
         notes=[one_line(note) for note in composition.notes],
@@ -102,7 +102,7 @@ def composed(composition: Composition) -> ComposeResult:
     )
 
 
-def _tasks(composition: Composition) -> list[TaskResult]:
+def tasks_of(composition: Composition) -> list[TaskResult]:
     return [
         TaskResult(
             keyword=task.keyword,
@@ -140,7 +140,7 @@ def job_result(job: JobRecord) -> types.CallToolResult:
         "composition_id": composition.id,
         "seed": job.request.seed,
         "seconds": {stage: round(seconds, 4) for stage, seconds in job.images[0].seconds.items()},
-        "tasks": [task.model_dump() for task in _tasks(composition)],
+        "tasks": [task.model_dump() for task in tasks_of(composition)],
         "images": [
             {
                 "uri": image.uri,
@@ -198,7 +198,7 @@ def contact_sheet(images: Sequence[ImageRecord]) -> types.ImageContent:
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     room = (SHEET - GAP * (columns - 1)) // columns
-    tiles = [_fitted(image, room) for image in images]
+    tiles = [fitted(image, room) for image in images]
     width, height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
     sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
     for place, tile in enumerate(tiles):
@@ -209,7 +209,8 @@ def contact_sheet(images: Sequence[ImageRecord]) -> types.ImageContent:
     return Picture(data=buffer.getvalue(), format="jpeg").to_image_content()
 
 
-def _fitted(image: ImageRecord, room: int) -> Image.Image:
+def fitted(image: ImageRecord, room: int) -> Image.Image:
+    """The picture with its longest side at most `room` pixels."""
     try:
         picture = Image.open(io.BytesIO(read_image(image))).convert("RGB")
     except UnidentifiedImageError as error:

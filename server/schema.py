@@ -12,11 +12,19 @@ from mcp.server.mcpserver.tools import Tool
 from mcp_types import ToolAnnotations
 
 
-def tool(function: Callable[..., Any], title: str, annotations: ToolAnnotations, *, structured: bool) -> Tool:
-    """`function` as a tool; its docstring, as one paragraph, is the description."""
+def tool(
+    function: Callable[..., Any], title: str, annotations: ToolAnnotations, *, structured: bool, page: str | None = None
+) -> Tool:
+    """`function` as a tool; its docstring, as one paragraph, is the description. `page` is the ui:// URI of the MCP App
+    in which hosts that know these show its results."""
     description = " ".join(inspect.cleandoc(function.__doc__ or "").split())
     made = Tool.from_function(
-        function, title=title, description=description, annotations=annotations, structured_output=structured
+        function,
+        title=title,
+        description=description,
+        annotations=annotations,
+        structured_output=structured,
+        meta={"ui": {"resourceUri": page}} if page else None,
     )
     made.parameters = slim(made.parameters)
     if made.fn_metadata.output_schema is not None:

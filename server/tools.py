@@ -15,6 +15,7 @@ from pydantic import Field
 from server import results
 from server.auth import owner, require
 from server.backend import Backend
+from server.gallery import GALLERY
 from server.images import MOST_BYTES, input_id
 from server.results import ComposeResult, SearchResult
 from server.schema import tool
@@ -32,6 +33,7 @@ from stylus.records import (
     Policy,
     Rating,
 )
+from stylus.weights import reweighed
 
 MOST_TEXT = MOST_BYTES * 4 // 3 + 100
 """Characters of a picture as base64."""
@@ -53,7 +55,7 @@ def all_tools() -> list[Tool]:
     return [
         tool(search_adapters, "Search adapters", READS, structured=True),
         tool(compose_adapters, "Compose adapters", READS, structured=True),
-        tool(generate_image, "Generate image", ADDS, structured=False),
+        tool(generate_image, "Generate image", ADDS, structured=False, page=GALLERY),
         tool(job, "Wait for a job", ENDS, structured=False),
     ]
 
@@ -112,7 +114,11 @@ async def generate_image(
     composition_id: Annotated[str | None, Field(max_length=100, description="From compose_adapters")] = None,
     adapters: Annotated[
         list[Pick] | None,
-        Field(max_length=20, description="Your own choice instead of an automatic one; [] draws without adapters"),
+        Field(
+            max_length=20,
+            description="Your own choice instead of an automatic one; [] draws without adapters. With composition_id: "
+            "new weights for adapters of it, 0 leaves one out",
+        ),
     ] = None,
     base_model: Family = None,
     count: Annotated[int, Field(ge=1, le=64, description="Number of images; image i has seed + i")] = 1,
@@ -155,7 +161,8 @@ async def generate_image(
 
     def submit() -> JobRecord:
         if request_id is not None and (earlier := backend.jobs.find(request_id, caller)) is not None:
-            return _same(earlier, request_id, prompt, composition_id, count)
+            wanted = composition_id and _chosen(backend, composition_id, adapters, caller).id
+            return _same(earlier, request_id, prompt, wanted, count)
         composition = _composition(backend, prompt, composition_id, adapters, base_model, caller)
         request = backend.stylus.request(
             composition,
@@ -220,9 +227,24 @@ def _composition(
         return composition
     if composition_id is None or prompt is not None:
         raise InvalidInput("Pass either prompt or composition_id, and not both.")
-    if adapters is not None or base_model is not None:
-        raise InvalidInput("A composition has its adapters and base model: pass composition_id without these.")
-    return backend.stylus.history.composition(composition_id, caller)
+    if base_model is not None:
+        raise InvalidInput("A composition has its base model: pass composition_id without one.")
+    return _chosen(backend, composition_id, adapters, caller)
+
+
+def _chosen(backend: Backend, composition_id: str, adapters: list[Pick] | None, caller: str) -> Composition:
+    """The composition of that id, at the weights that the caller gives."""
+    weights = {pick.id: pick.weight for pick in adapters or () if pick.weight is not None and pick.task is None}
+    if adapters is not None and len(weights) != len(adapters):
+        raise InvalidInput("Beside composition_id, each of adapters has an id of that composition and its new weight.")
+    if adapters is not None and not adapters:
+        raise InvalidInput('adapters is empty: to draw a composition without its adapters, pass masks="none".')
+    history = backend.stylus.history
+    composition = reweighed(history.composition(composition_id, caller), weights)
+    if adapters is not None:
+        history.save_composition(composition)
+        history.claim(composition.id, caller)
+    return composition
 
 
 def _same(earlier: JobRecord, request_id: str, prompt: str | None, composition_id: str | None, count: int) -> JobRecord:

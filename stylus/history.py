@@ -1,13 +1,33 @@
 """Compositions and images that were made: what a client's ids refer to."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, LiteralString
 
 from psycopg.types.json import Jsonb
 
 from stylus.database import Database
 from stylus.errors import NotFound
 from stylus.records import Composition, ImageRecord
+
+_IMAGES: LiteralString = """
+select record from images left join jobs on jobs.id = images.job_id
+where (%(owner)s::text is null or coalesce(jobs.owner, '') = %(owner)s)
+"""
+_AFTER: LiteralString = """
+and (images.created_at < %(created_at)s
+     or images.created_at = %(created_at)s and (images.index, images.id) > (%(index)s, %(id)s))
+"""
+_OF_ADAPTERS = (
+    *("composition", "masks", "repeat_masks", "control", "method", "switch_every", "budget"),
+    *("count", "seed"),  # which each image has of its own
+)
+"""Fields of a Request that say which adapters act, and how."""
+_ALIKE: LiteralString = """
+and images.id <> %(id)s and record ->> 'seed' = %(seed)s
+and record #>> '{provenance,request,composition,prompt}' = %(prompt)s
+and (record #> '{provenance,request}') - %(of_adapters)s::text[] = %(settings)s
+"""
+_NEWEST: LiteralString = "order by images.created_at desc, images.index, images.id limit %(limit)s"
 
 
 class History:
@@ -49,12 +69,7 @@ class History:
 
     def image(self, id: str, owner: str | None = None) -> ImageRecord:
         """Raises NotFound, for that of another owner as for none at all. An image is its job's owner's."""
-        record = self._record(
-            "select record from images left join jobs on jobs.id = images.job_id where images.id = %(id)s "
-            "and (%(owner)s::text is null or coalesce(jobs.owner, '') = %(owner)s)",
-            id,
-            owner,
-        )
+        record = self._record(_IMAGES + "and images.id = %(id)s", id, owner)
         if record is None:
             raise NotFound(f"No image has the id {id!r}. Ids come with the results of generate_image.")
         return ImageRecord.model_validate(record)
@@ -71,11 +86,41 @@ class History:
             if connection.execute(query, [owner, id]).fetchone() is None:
                 raise NotFound(f"No picture has the id {id!r}. Ids come from POST /images; pass the picture again.")
 
-    def recent_images(self, limit: int) -> list[ImageRecord]:
-        """The newest first, images of one generation in their order."""
-        query = "select record from images order by created_at desc, job_id, index, id limit %s"
+    def recent_images(self, limit: int, owner: str | None = None, *, before: str | None = None) -> list[ImageRecord]:
+        """The newest first, those saved at once in their order; with `before`, what comes after that image in this
+        list. Raises NotFound if the owner has no such image."""
+        values: dict[str, Any] = {"owner": owner, "limit": limit}
+        if before is None:
+            return self._images(_IMAGES + _NEWEST, values)
+        last = self.image(before, owner)
+        values |= {"created_at": last.created_at, "index": last.index, "id": last.id}
+        return self._images(_IMAGES + _AFTER + _NEWEST, values)
+
+    def same_seed(self, id: str, limit: int, owner: str | None = None) -> list[ImageRecord]:
+        """The image of that id, then, newest first, those that differ from it in nothing but adapters and their
+        weights. Raises NotFound if the owner has no such image."""
+        image = self.image(id, owner)
+        request = image.provenance.get("request", {})
+        values = {
+            "owner": owner,
+            "limit": limit - 1,
+            "id": id,
+            "seed": str(image.seed),
+            "prompt": request.get("composition", {}).get("prompt"),
+            "of_adapters": list(_OF_ADAPTERS),
+            "settings": Jsonb({name: value for name, value in request.items() if name not in _OF_ADAPTERS}),
+        }
+        return [image, *self._images(_IMAGES + _ALIKE + _NEWEST, values)]
+
+    def compositions(self, ids: Sequence[str | None]) -> dict[str, Composition]:
+        """Those that there are, by id; whose they are does not matter."""
         with self._database.connection() as connection:
-            return [ImageRecord.model_validate(row[0]) for row in connection.execute(query, [limit])]
+            rows = connection.execute("select record from compositions where id = any(%s)", [list(ids)])
+            return {row[0]["id"]: Composition.model_validate(row[0]) for row in rows}
+
+    def _images(self, query: LiteralString, values: Mapping[str, Any]) -> list[ImageRecord]:
+        with self._database.connection() as connection:
+            return [ImageRecord.model_validate(row[0]) for row in connection.execute(query, values)]
 
     def _record(self, query: str, id: str, owner: str | None) -> Any:
         if "\0" in id:

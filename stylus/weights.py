@@ -8,8 +8,11 @@ where one adapter acts at a time, at its whole weight; a budget against saturati
 names; and K-LoRA's idea of making adapters from different sources equally loud before they are mixed.
 """
 
+import base64
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float32
@@ -90,6 +93,35 @@ def within(
     sums = np.abs(weights).sum(axis=1, keepdims=True)
     scaled: Float32[np.ndarray, "rows adapters steps"] = weights * (budget / np.maximum(sums, budget))
     return scaled
+
+
+def reweighed(composition: Composition, weights: Mapping[str, float]) -> Composition:
+    """The composition with these weights, by adapter id, in place of its own; at 0 an adapter leaves it. The id follows
+    from both, so that the same weights give the same composition. Raises InvalidInput for an adapter that it lacks."""
+    own = {choice.adapter_id: choice.weight for choice in composition.choices}
+    if strange := [id for id in weights if id not in own]:
+        raise InvalidInput(
+            f"composition {composition.id} has no adapter {strange[0]!r} to change the weight of. It has: "
+            f"{', '.join(own) or 'none'}. For other adapters, pass the prompt and all of them."
+        )
+    new = own | dict(weights)
+    if new == own:
+        return composition
+    digest = hashlib.sha256(json.dumps([composition.id, sorted(new.items())]).encode()).digest()[:16]
+    tasks = (
+        task.model_copy(
+            update={
+                "choices": tuple(
+                    choice.model_copy(update={"weight": new[choice.adapter_id]})
+                    for choice in task.choices
+                    if new[choice.adapter_id] != 0
+                )
+            }
+        )
+        for task in composition.tasks
+    )
+    id = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    return composition.model_copy(update={"id": id, "tasks": tuple(tasks)})
 
 
 def normalised(weight: float, norm: float, median: float) -> float:

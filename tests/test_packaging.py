@@ -30,7 +30,7 @@ def test_wheel_holds_everything_that_runs(wheel: Path) -> None:
     assert revisions
     assert {str(path.relative_to(ROOT)) for path in pocket} <= names
     assert {f"stylus/migrations/versions/{path.name}" for path in revisions} <= names
-    assert {"server/__main__.py", "stylus/cli/__init__.py"} <= names
+    assert {"server/__main__.py", "server/pages/gallery.html", "stylus/cli/__init__.py"} <= names
     assert not [name for name in names if name.startswith(("tests/", "examples/"))]
 
 

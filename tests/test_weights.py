@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stylus.errors import InvalidInput
 from stylus.masks import sample_masks
 from stylus.records import BaseModelFamily, Choice, Composition, MaskMode, Method, Task
-from stylus.weights import effective_weights, normalised, schedule
+from stylus.weights import effective_weights, normalised, reweighed, schedule
 
 
 def composition_of(weights_by_task: list[list[float]]) -> Composition:
@@ -150,3 +150,25 @@ def test_a_loud_adapter_is_turned_down_to_the_median() -> None:
     assert normalised(0.8, norm=15.0, median=10.0) == pytest.approx(0.8 * 10 / 15)
     assert normalised(0.8, norm=1000.0, median=10.0) == pytest.approx(0.4)
     assert normalised(0.8, norm=0.0, median=10.0) == 0.8
+
+
+def test_other_weights_make_a_composition_that_is_the_same_each_time() -> None:
+    composition = composition_of([[0.8, 0.4], [1.0]])
+    changed = reweighed(composition, {"test:0-1": 0.6, "test:1-0": -1.0})
+    assert [choice.weight for choice in changed.choices] == [0.8, 0.6, -1.0]
+    assert changed.id != composition.id
+    assert reweighed(composition, {"test:1-0": -1.0, "test:0-1": 0.6, "test:0-0": 0.8}) == changed
+    assert reweighed(composition, {"test:0-1": 0.61}).id != changed.id
+    assert reweighed(composition, {"test:0-1": 0.4}) == reweighed(composition, {}) == composition
+
+
+def test_an_adapter_at_weight_0_leaves_its_task_to_the_others() -> None:
+    changed = reweighed(composition_of([[0.8, 0.4], [1.0]]), {"test:0-0": 0.0, "test:1-0": 0.0})
+    assert [choice.adapter_id for choice in changed.choices] == ["test:0-1"]
+    assert changed.uncovered == ("task 1",)
+    np.testing.assert_allclose(effective_weights(changed, (True,)), [0.4])
+
+
+def test_weights_are_for_adapters_that_are_there() -> None:
+    with pytest.raises(InvalidInput, match=r"no adapter 'test:x'.*It has: test:0-0"):
+        reweighed(composition_of([[0.8]]), {"test:x": 1.0})

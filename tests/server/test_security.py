@@ -138,6 +138,7 @@ PATHS = ["..%2F..%2Fetc%2Fpasswd", "....//....//etc/passwd", "%00", "C:%5Cwindow
 REFUSED: list[tuple[str, str | None, dict[str, str], int]] = [
     ("/images/x", None, {}, 401),
     ("/images/x", "wrong", {}, 401),
+    ("/gallery", None, {"Host": "evil.example"}, 421),
     ("/images/x", "anna", {"Host": "evil.example"}, 421),
     ("/images/x", "anna", {"Origin": "http://evil.example"}, 403),
     *((f"/images/{path}", "anna", {}, 404) for path in PATHS),
@@ -171,7 +172,9 @@ def test_what_another_user_made_is_not_there(served: Served, annas: dict[str, An
     failed, text = served.call("dora", "generate_image", **STAR, image=image_id(annas))
     assert failed
     assert "No image" in text
-    for uri in (annas["images"][0]["uri"], f"stylus://compositions/{annas['composition_id']}"):
+    id = image_id(annas)
+    uris = (f"stylus://{part}{id}" for part in ("images/", "thumbnails/", "images?like=", "images?before="))
+    for uri in (*uris, f"stylus://compositions/{annas['composition_id']}"):
         assert served.refusal("dora", uri) is not None
         assert served.refusal("anna", uri) is None
 

@@ -174,6 +174,21 @@ def test_the_caller_can_be_the_composer(session: Session) -> None:
     assert Path(plain["images"][0]["path"]).read_bytes() != Path(made["images"][0]["path"]).read_bytes()
 
 
+def test_a_composition_is_drawn_at_other_weights(session: Session) -> None:
+    made = answer(session.call("generate_image", prompt="a star and a moon", seed=1, **FEW))
+    arguments = {"composition_id": made["composition_id"], "seed": 1, "request_id": f"weights {id(session)}", **FEW}
+    changed = {**arguments, "adapters": [{"id": "test:star", "weight": 1.5}, {"id": "test:moon", "weight": 0}]}
+    other = answer(session.call("generate_image", **changed))
+    assert other["images"][0]["adapters"]["test:star"] == 1.5
+    assert "test:moon" not in other["images"][0]["adapters"]
+    assert "moonword" not in other["images"][0]["prompt"]
+    assert Path(other["images"][0]["path"]).read_bytes() != Path(made["images"][0]["path"]).read_bytes()
+    assert answer(session.call("generate_image", **changed)) == other
+    assert session.call("generate_image", **arguments).is_error
+    strange = {"composition_id": other["composition_id"], "adapters": [{"id": "test:moon", "weight": 1}]}
+    assert "no adapter 'test:moon'" in text(session.call("generate_image", **strange))
+
+
 def test_a_retry_with_the_same_request_id_draws_nothing_twice(session: Session) -> None:
     arguments = {"prompt": "a moon", "request_id": f"retry {id(session)}", **FEW}
     first, second = (
@@ -233,7 +248,9 @@ ERRORS = [
     ("generate_image", {"prompt": "star", "size": "huge"}, "size: String should match pattern"),
     ("generate_image", {"composition_id": "nope"}, "Call compose_adapters"),
     ("generate_image", {"composition_id": "no\0pe"}, "Call compose_adapters"),
-    ("generate_image", {"composition_id": "x", "adapters": []}, "A composition has its adapters"),
+    ("generate_image", {"composition_id": "x", "adapters": []}, 'pass masks="none"'),
+    ("generate_image", {"composition_id": "x", "base_model": "sd15"}, "A composition has its base model"),
+    ("generate_image", {"composition_id": "x", "adapters": [{"id": "test:star"}]}, "its new weight"),
     ("generate_image", {"prompt": "star", "adapters": [{"id": "test:sta"}]}, "test:star"),
     ("generate_image", {"prompt": "star", "adapters": [{"id": "test:sta"}]}, "search_adapters"),
     ("generate_image", {"prompt": "star", "adapters": [{"id": "star"}]}, "adapters.0.id"),
