@@ -110,12 +110,21 @@ class Pictures:
         """Renders here and now, saves the PNG files and their history, and returns the records, in image order. Weights
         that are not here yet are fetched from their source before; with `preview`, a rough picture is written there
         now and then."""
-        adapters = self._fetched(request, on_progress)
-        inputs = self._inputs(request)
-        rendered = self.generator.render(request, adapters, on_progress, inputs=inputs, preview=preview)
+        rendered, adapters = self._render(request, on_progress, preview)
         records = [self._keep(image, request, [adapters[id] for id in image.adapters], job_id) for image in rendered]
         self.history.save_images(records)
         return records
+
+    def render(self, request: Request, on_progress: OnProgress | None = None) -> "list[Rendered]":
+        """As `generate`, for a caller that keeps the pictures itself."""
+        return self._render(request, on_progress, None)[0]
+
+    def _render(
+        self, request: Request, on_progress: OnProgress | None, preview: Path | None
+    ) -> "tuple[list[Rendered], dict[str, Adapter]]":
+        adapters = self._fetched(request, on_progress)
+        inputs = self._inputs(request)
+        return self.generator.render(request, adapters, on_progress, inputs=inputs, preview=preview), adapters
 
     def replay(self, location: str, on_progress: OnProgress | None = None) -> Replay:
         """Makes the picture at `location` again from the record inside it, with all the images it was rendered beside.

@@ -7,7 +7,7 @@ import typer
 from pydantic import ValidationError
 from rich.text import Text
 
-from stylus.cli import judging, library, pictures, report_cards, service, sources
+from stylus.cli import evaluation, judging, library, pictures, report_cards, service, sources
 from stylus.cli.output import terminal
 from stylus.errors import StylusError
 
@@ -17,8 +17,8 @@ app = typer.Typer(
     add_completion=False,
     help="Finds, combines and applies the right LoRA adapters for a prompt.",
 )
-judging.evaluate_app.command("adapters")(report_cards.adapters)
-for part in (library, sources, pictures, judging, service):
+evaluation.evaluate_app.command("adapters")(report_cards.adapters)
+for part in (library, sources, pictures, evaluation, judging, service):
     app.add_typer(part.app)
 
 

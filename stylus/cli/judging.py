@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stylus.cli.evaluation import evaluate_app
 from stylus.cli.output import AsJson, add_row, print_json, progress_bar, terminal
 from stylus.errors import InvalidInput
 from stylus.settings import Settings
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from stylus.evaluation.poll import Standings
 
 app = typer.Typer()
-evaluate_app = typer.Typer(no_args_is_help=True, help="Measure whether Stylus helps.")
-app.add_typer(evaluate_app, name="evaluate")
 
 Evaluation = Annotated[str, typer.Argument(help="Folder or id of an evaluation.")]
 

@@ -4,7 +4,7 @@ A picture counts as drawn once its row is there; the row is read from the PNG's 
 process was killed before it could write rows are taken in, and not drawn again.
 
     FOLDER/evaluation.json          the plan
-    FOLDER/images/MODE/ARM/*.png    every picture, with its provenance inside
+    FOLDER/images/MODE/ARM/UNIT/    the pictures of one prompt, each with its provenance inside
 """
 
 import hashlib

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64
 from scipy import stats
-from scipy.linalg import sqrtm
+from scipy.linalg import eigh, svdvals
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
@@ -66,10 +66,17 @@ def moments(vectors: Vectors) -> Moments:
 def fid(one: Moments, other: Moments) -> float:
     """Fréchet distance of two Gaussians, at least 0. Estimated from few pictures it comes out too large: compare only
     FIDs of equally many, and look at the KID beside it."""
-    root = sqrtm(one.covariance @ other.covariance)
-    # the product of two covariances has real eigenvalues of at least 0: what is imaginary is rounding
-    traces = np.trace(one.covariance) + np.trace(other.covariance) - 2 * np.trace(np.real(root))
+    # the trace of (A B)^1/2 is the sum of the singular values of A^1/2 B^1/2, which also holds where few pictures leave
+    # A singular; scipy's sqrtm of A B gives up there
+    shared = svdvals(_root(one.covariance) @ _root(other.covariance)).sum()
+    traces = np.trace(one.covariance) + np.trace(other.covariance) - 2 * shared
     return max(0.0, float(((one.mean - other.mean) ** 2).sum() + traces))
+
+
+def _root(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d d"]:
+    values, vectors = eigh(covariance)
+    found: Float64[np.ndarray, "d d"] = vectors * np.sqrt(np.clip(values, 0, None)) @ vectors.T
+    return found
 
 
 def kid(one: Vectors, other: Vectors) -> float:

@@ -7,10 +7,10 @@ there is no way to give an arm its own.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -30,6 +30,11 @@ GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0, 12.0)
 """The paper's grid of the CLIP/FID curve."""
 SEEDS_APART = 1000
 """Between the first seeds of two prompts: more than images of one."""
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "realistic-vision": {"suffix": "realistic, high quality", "steps": 35, "guidance": 6.0, "hires": True},
+    "counterfeit": {"suffix": "high quality, anime style", "steps": 35, "guidance": 6.0, "hires": True},
+}
+"""The paper's settings for its two checkpoints (section 4.1, appendix A.3)."""
 TRANSLATION_STRENGTH = 0.7
 """Denoising strength of image translation."""
 
@@ -48,7 +53,7 @@ class Arm(Record):
         `retriever-sample`, `stylus-composite-sample`. Raises InvalidInput."""
         who, *how = name.split("-")
         methods = [method for method in (Method.SWITCH, Method.COMPOSITE) if method in how]
-        if who not in POLICIES or len(how) != len(methods) + how.count("sample") or len(how) > 2 or len(methods) > 1:
+        if who not in POLICIES or len(methods) > 1 or sorted(how) != sorted({*methods, *how} & {*methods, "sample"}):
             raise InvalidInput(
                 f"There is no arm {name!r}: name {', '.join(POLICIES)}, with -switch or -composite, with -sample."
             )
@@ -97,8 +102,10 @@ class Unit(Record):
     guidance: float
 
     def path(self, index: int) -> PurePosixPath:
-        """Where image `index` lies in the folder of the evaluation."""
-        return PurePosixPath("images", self.mode, self.arm.name, f"{self.prompt:04d}-g{self.guidance:g}-{index}.png")
+        """Where image `index` lies in the folder of the evaluation; the unit has a folder of its own."""
+        return PurePosixPath(
+            "images", self.mode, self.arm.name, f"{self.prompt:04d}-g{self.guidance:g}", f"{index}.png"
+        )
 
 
 class Plan(Record):
