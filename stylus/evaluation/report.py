@@ -153,7 +153,8 @@ small,figcaption,dd,.note,.claim span{color:var(--faint)}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 tr>th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
 small{display:block}details,.note{font-size:.85rem}dt{font-weight:600}dd{margin:0 0 .3rem}
-figure{margin:1rem 0;overflow-x:auto}figure svg{width:100%;min-width:30rem;height:auto}figcaption{font-size:.8rem;overflow-wrap:anywhere}
+figure{margin:1rem 0;overflow-x:auto}figure svg{width:100%;min-width:30rem;height:auto}
+figcaption{font-size:.8rem;overflow-wrap:anywhere}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(260px,1fr));gap:.6rem}
 .grid figure{margin:0}img{max-width:100%;height:auto}.grid img{width:100%}
 .claim{border-left:4px solid var(--faint);padding-left:.7rem}

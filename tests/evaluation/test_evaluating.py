@@ -218,7 +218,7 @@ def test_killed_anywhere_it_draws_nothing_twice_and_gives_the_same(stylus: Stylu
                 }
                 assert {path: now.get(path) for path in made} == made, "a picture was made twice"
                 made = now
-                time.sleep(0.005)
+                time.sleep(0.02)
             if after is not None:
                 process.send_signal(signal.SIGKILL)
     assert process.returncode == 0
