@@ -3,6 +3,7 @@
 import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def draw(stylus: "Stylus", ledger: Ledger, on_progress: OnProgress) -> int:
         missing, images = ledger.missing(units), ledger.plan.images
         before, drawn = (len(units) - len(missing)) * images, 0
 
-        def report(done: int) -> None:
+        def report(done: int, _step: Progress | None = None) -> None:
             on_progress(Progress(stage="drawing", done=done, total=len(units) * images))
 
         for place, unit in enumerate(missing):
@@ -42,7 +43,7 @@ def draw(stylus: "Stylus", ledger: Ledger, on_progress: OnProgress) -> int:
             request = _request(stylus, ledger, unit)
             if ledger.take_in(unit, request):
                 continue
-            rendered = stylus.pictures.render(request, lambda _, done=done: report(done))
+            rendered = stylus.pictures.render(request, partial(report, done))
             _keep(ledger.folder / unit.path(0).parent, [png(image.image, image.provenance) for image in rendered])
             ledger.take_in(unit, request)
             drawn += images

@@ -119,7 +119,10 @@ def _diverse(found: Mapping[str, Any]) -> dict[str, str]:
         why = f"{at_same}; the curves' CLIP scores never meet ({reached}), so that no CLIP score is equal."
         return {"claim": claim, "verdict": "open", "why": why}
     at = np.linspace(bottom, top, 9)
-    ours, theirs = (np.interp(at, *zip(*scores[arm], strict=True)) for arm in ("stylus", "base"))
+    ours, theirs = (
+        np.interp(at, [clip for clip, _ in scores[arm]], [diversity for _, diversity in scores[arm]])
+        for arm in ("stylus", "base")
+    )
     verdict = "confirmed" if (ours > theirs).all() else "refuted" if (ours < theirs).all() else "open"
     why = f"From CLIP {bottom:.2f} to {top:.2f} its dFID is {ours.mean():.3f} on average, base's {theirs.mean():.3f}."
     why = f"{why} {at_same}."

@@ -29,7 +29,7 @@ def save_figures(report: Report, folder: Path) -> dict[str, str]:
     except ImportError as error:
         raise ModelUnavailable("Figures need matplotlib: pip install 'stylus-adapters[evaluation]'.") from error
 
-    style = {
+    style: dict[Any, Any] = {
         "text.color": INK,
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,

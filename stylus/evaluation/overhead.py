@@ -31,7 +31,7 @@ def overhead(
     _time_one(stylus, texts[0], 1, family, checkpoint)
     found: dict[str, dict[str, float]] = {}
     for batch in batches:
-        runs = []
+        runs: list[Mapping[str, float]] = []
         for text in texts:
             total = len(batches) * len(texts)
             on_progress(Progress(stage="timing", done=len(found) * len(texts) + len(runs), total=total))

@@ -60,9 +60,9 @@ def test_kid_is_unbiased_however_few_pictures() -> None:
     wanted = sum(factor * (a - b) ** 2 for factor, a, b in zip((3, 3, 1), ours, theirs, strict=True))
     rng = np.random.default_rng(1)
     found = [kid(rng.normal(mean, spread, (8, 1)), rng.normal(0, 0.5, (8, 1))) for _ in range(20_000)]
-    assert np.mean(found) == pytest.approx(wanted, abs=4 * np.std(found) / math.sqrt(len(found)))
+    assert np.mean(found) == pytest.approx(wanted, abs=4 * float(np.std(found)) / math.sqrt(len(found)))
     nothing = [kid(rng.normal(size=(6, 3)), rng.normal(size=(6, 3))) for _ in range(5000)]
-    assert np.mean(nothing) == pytest.approx(0, abs=4 * np.std(nothing) / math.sqrt(len(nothing)))
+    assert np.mean(nothing) == pytest.approx(0, abs=4 * float(np.std(nothing)) / math.sqrt(len(nothing)))
 
 
 def test_dfid_is_the_trace_of_the_covariance_and_unbiased_for_four_pictures() -> None:
