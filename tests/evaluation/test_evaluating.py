@@ -106,7 +106,7 @@ def test_an_evaluation_from_plan_to_page(stylus: Stylus, tmp_path: Path, clip: C
         ids = tokenizer([CHOSEN[one.prompt].text for one in mine], padding=True, return_tensors="pt")
         with torch.inference_mode():
             scores = model(pixel_values=torch.from_numpy(pixels), **ids).logits_per_image.diagonal()
-        wanted = 100 * (scores / model.logit_scale.exp()).clamp(min=0).mean().item()
+        wanted = 100 * (scores / model.logit_scale.exp().item()).clamp(min=0).mean().item()
         assert row["clip"][0] == pytest.approx(wanted, abs=2e-3)
         seen = Judge.load().concepts([Image.open(one.path) for one in mine])
         hits = sum(len(shown & set(CHOSEN[one.prompt].concepts)) for one, shown in zip(mine, seen, strict=True))
