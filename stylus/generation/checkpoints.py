@@ -7,15 +7,19 @@ id that diffusers takes the file for). Weights are read from safetensors only: p
 
 import gc
 import hashlib
+import platform
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers.utils import logging
+import transformers
 
 from stylus.errors import CheckpointError, SettingsError
 from stylus.generation.adapters import ResidentAdapters
@@ -48,6 +52,8 @@ class LoadedPipeline:
     device: torch.device
     dtype: torch.dtype
     defaults: Defaults
+    compiled: bool
+    """By torch.compile."""
 
     @property
     def pixels_per_latent(self) -> int:
@@ -62,11 +68,29 @@ class LoadedPipeline:
     def vae_dtype(self) -> torch.dtype:
         return self.pipeline.vae.dtype  # type: ignore[no-any-return]
 
-    def cast(self, dtype: torch.dtype) -> "LoadedPipeline":
-        """The same models in another precision, adapters included; the old view of them is of no use any more."""
-        self.pipeline.to(dtype=dtype)
-        _keep_vae_exact(self.family, self.pipeline)
-        return replace(self, dtype=dtype)
+    @property
+    def hardware(self) -> str:
+        """What the last bit of a pixel may depend on besides the kind of device."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        if self.device.type == "cpu":
+            return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+        return platform.processor()
+
+    @contextmanager
+    def exact(self) -> Iterator["LoadedPipeline"]:
+        """Denoiser and VAE in float32 meanwhile. What half precision holds, float32 holds exactly; and layers that were
+        in float32 all along (T5 has some) are so again afterwards, which `to` would not care for."""
+        models = self.kind.denoiser, self.pipeline.vae
+        tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+        was = [(tensor, tensor.dtype) for tensor in tensors if tensor.is_floating_point()]
+        try:
+            for tensor, _ in was:
+                tensor.data = tensor.data.float()
+            yield replace(self, dtype=torch.float32)
+        finally:
+            for tensor, dtype in was:
+                tensor.data = tensor.data.to(dtype)
 
 
 class Checkpoints:
@@ -88,12 +112,21 @@ class Checkpoints:
         key = f"{family}={source}"
         with self._opening:
             if key not in self._loaded:
-                while len(self._loaded) >= self.settings.checkpoints_kept:
-                    self._loaded.popitem(last=False)
-                    _return_memory(self.device)
-                self._loaded[key] = self._load(family, source)
+                self._unload(self.settings.checkpoints_kept - 1)
+                try:
+                    self._loaded[key] = self._load(family, source)
+                except CheckpointError as error:
+                    if not self._loaded or not out_of_memory(error.__cause__):
+                        raise
+                    self._unload(0)
+                    self._loaded[key] = self._load(family, source)
             self._loaded.move_to_end(key)
             return self._loaded[key]
+
+    def _unload(self, kept: int) -> None:
+        while len(self._loaded) > kept:
+            self._loaded.popitem(last=False)
+            return_memory(self.device)
 
     def loaded(self) -> list[LoadedPipeline]:
         """The pipelines that are in memory now."""
@@ -157,6 +190,7 @@ class Checkpoints:
             device=self.device,
             dtype=self.dtype,
             defaults=_defaults(family, kind),
+            compiled=self.settings.compile,
         )
         if self.settings.compile:
             kind.denoiser.compile()
@@ -165,7 +199,8 @@ class Checkpoints:
 
 def _read(family: BaseModelFamily, source: str, dtype: torch.dtype) -> tuple[Any, str, str]:
     """(pipeline on the CPU, name, SHA-256) of a configured checkpoint."""
-    logging.disable_progress_bar()  # ours is the one that people see
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()  # ours is the one that people see
     pipeline = FAMILIES[family].pipeline
     file, _, config = source.partition("@")
     path = Path(file).expanduser()
@@ -221,7 +256,14 @@ def _keep_vae_exact(family: BaseModelFamily, pipeline: Any) -> None:
         pipeline.vae.to(dtype=torch.float32)
 
 
-def _return_memory(device: torch.device) -> None:
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether it says that memory, of the device or of the machine, did not suffice."""
+    said = ("can't allocate memory", "not enough memory")  # the CPU's allocator
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(part in str(error) for part in said)
+
+
+def return_memory(device: torch.device) -> None:
+    """Gives back what nothing refers to any more."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,31 +1,94 @@
-"""Adapters on a live pipeline: every image of a batch with its own composition, in one pass (DESIGN.md, idea 1).
+"""Adapters on a live model: every image of a batch with its own composition, in one pass (DESIGN.md, idea 1).
 
-peft multiplies each LoRA branch by `layer.scaling[name]`. A tensor there, shaped so that it broadcasts over the layer's
-output ([batch, 1, 1] after a linear layer on sequences, [batch, 1] on vectors, [batch, 1, 1, 1] after a convolution),
-gives every image its own weight. All layers of a model share one list of active adapters and one `scaling` per number
-of dimensions, so that a switch costs the same whatever the number of layers, or of adapters ever loaded (diffusers'
-set_adapters visits each layer and adapter: issue 11816).
+A forward hook adds the branches of the adapters that are on to a layer's output. The factors of all of them are
+stacked, so that a layer pays for two products however many adapters are on, and between the two each row of the batch
+is multiplied by its own weights: [rows, ranks of all]. (peft's layers give the same numbers, one adapter after the
+other, each with a product and a sum of the whole output's size.) The model itself stays as it is: its layers, their
+names and weights. A switch to other weights makes one small tensor; one to other adapters visits the layers once,
+whatever the number of adapters ever loaded (diffusers' set_adapters visits each layer and adapter: issue 11816).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import Conv2d as LoraConv2d
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.nn import functional
 
 from stylus.generation.adapter_keys import LayerShape
 from stylus.generation.deltas import Change, LowRank
+
+Layer = nn.Linear | nn.Conv2d
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Of one adapter in one layer, or of several stacked."""
+
+    down: Tensor
+    """[rank, in, *kernel]; without `up` a dense change [out, in, *kernel]."""
+    up: Tensor | None
+    """[out, rank, 1...]"""
+
+    @property
+    def nbytes(self) -> int:
+        return self.down.nbytes + (0 if self.up is None else self.up.nbytes)
+
+    def dense(self, like: Tensor) -> Tensor:
+        """The change of the weight, in the shape of `like` and in float32."""
+        if self.up is None:
+            return self.down.float()
+        return (self.up.float().flatten(1) @ self.down.float().flatten(1)).reshape(like.shape)
+
+    def to(self, dtype: torch.dtype) -> "Factors":
+        return Factors(self.down.to(dtype), None if self.up is None else self.up.to(dtype))
+
+
+Ranks = tuple[tuple[str, int], ...]
+"""Adapters and their ranks, in the order of a stack."""
+
+
+@dataclass
+class Gate:
+    """The weights that layers of one stack share: [rows, ranks], each adapter's repeated over its rank."""
+
+    rows: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+
+
+class Branches:
+    """What adapters add to the output of one layer: its forward hook."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.attached: dict[str, Factors] = {}
+        self._on: list[tuple[Factors, Gate]] = []
+
+    def choose(self, names: Sequence[str], gates: dict[Ranks, Gate]) -> None:
+        """From now on only these adapters count; `gates` is where the layers of a model find those they share."""
+        dtype = self.layer.weight.dtype
+        here = [(name, self.attached[name].to(dtype)) for name in names if name in self.attached]
+        low = [(name, factors) for name, factors in here if factors.up is not None]
+        stacks = [[(name, factors)] for name, factors in here if factors.up is None] + ([low] if low else [])
+        self._on = [
+            (
+                _stacked([factors for _, factors in stack]),
+                # all ranks of a dense change have one weight
+                gates.setdefault(tuple((name, 1 if f.up is None else len(f.down)) for name, f in stack), Gate()),
+            )
+            for stack in stacks
+        ]
+
+    def __call__(self, layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        for factors, gate in self._on:
+            output = _added(layer, factors, gate.rows, inputs[0], output)
+        return output
 
 
 class GatedModel:
     """A model whose linear and convolution layers can carry adapters, with one weight per batch row and adapter.
 
-    Layers are wrapped when an adapter first needs them, and then stay wrapped: without active adapters a wrapped layer
-    gives exactly its base layer's output."""
+    Without adapters that are on, the model gives exactly its own output."""
 
     def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
         """`device`: where the model works; it may rest elsewhere (offloading)."""
@@ -33,9 +96,9 @@ class GatedModel:
         self._device = device
         self._like = next(model.parameters())
         self.shapes: dict[str, LayerShape] = dict(_layer_shapes(model))
-        self._wrapped: dict[str, Any] = {}
-        self._active: list[str] = []
-        self._scaling: dict[int, dict[str, Tensor]] = {2: {}, 3: {}, 4: {}}
+        self._branches: dict[str, Branches] = {}
+        self._gates: dict[Ranks, Gate] = {}
+        self._chosen: tuple[object, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -47,29 +110,32 @@ class GatedModel:
 
     def attach(self, name: str, layers: Mapping[str, Change], scale: float) -> int:
         """Gives layers the adapter's factors, in the model's dtype and device; returns their bytes. `scale` is left to
-        the weights of `switch`; a layer whose own scale differs gets the ratio multiplied in."""
+        the weights of `switch`; a layer whose own scale differs gets the ratio multiplied in.
+
+        Raises OverflowError for weights that the dtype can't hold."""
         size = 0
         for path, change in layers.items():
-            layer = self._wrapped.get(path) or self._wrap(path)
-            branches = _branches(change, scale, layer.get_base_layer())
-            layer.lora_A[name], layer.lora_B[name] = branches
-            layer.lora_dropout[name] = nn.Identity()
-            size += sum(weight.nbytes for branch in branches for weight in branch.parameters())
+            branches = self._branches.get(path) or self._hook(path)
+            factors = _factors(change, scale, branches.layer, self.device)
+            branches.attached[name] = factors
+            size += factors.nbytes
         return size
 
     def detach(self, name: str) -> None:
-        """Lets go of the adapter's tensors wherever it has any."""
-        for layer in self._wrapped.values():
-            for modules in (layer.lora_A, layer.lora_B, layer.lora_dropout):
-                if name in modules:
-                    del modules[name]
+        """Lets go of the adapter's tensors wherever it has any; it must not be on."""
+        for branches in self._branches.values():
+            branches.attached.pop(name, None)
 
     def switch(self, weights: Mapping[str, Tensor]) -> None:
         """From now on adapter `name` counts `weights[name]` [rows], one number per batch row; all others are off."""
-        self._active[:] = weights
-        for dimensions, scaling in self._scaling.items():
-            scaling.clear()
-            scaling.update({name: rows.reshape(-1, *(1,) * (dimensions - 1)) for name, rows in weights.items()})
+        chosen = (*weights, self.dtype)
+        if chosen != self._chosen:
+            self._gates = {}
+            for branches in self._branches.values():
+                branches.choose(list(weights), self._gates)
+            self._chosen = chosen
+        for ranks, gate in self._gates.items():
+            gate.rows = torch.cat([weights[name][:, None].expand(-1, rank) for name, rank in ranks], dim=1)
 
     @contextmanager
     def fused(self, weights: Mapping[str, float]) -> Iterator[None]:
@@ -78,39 +144,29 @@ class GatedModel:
         The base weights of the layers concerned are kept meanwhile and put back bit by bit: subtracting what was added
         would not give them back."""
         self.switch({})
-        kept: dict[str, Tensor] = {}
+        kept: list[tuple[Tensor, Tensor]] = []
         try:
-            for path, layer in self._wrapped.items():
-                names = [name for name in weights if name in layer.lora_A]
-                if names:
-                    base = layer.get_base_layer().weight.data
+            for branches in self._branches.values():
+                here = [name for name in weights if name in branches.attached]
+                if here:
+                    base = branches.layer.weight.data
                     total = base.float()
-                    for name in names:
-                        total = total + weights[name] * _whole(layer.lora_A[name], layer.lora_B[name], base)
-                    kept[path] = base.clone()
+                    for name in here:
+                        # an offloaded layer rests elsewhere than its adapters
+                        total = total + weights[name] * branches.attached[name].dense(base).to(base.device)
+                    kept.append((branches.layer.weight, base.clone()))
                     base.copy_(total)
             yield
         finally:
-            for path, base in kept.items():
-                self._wrapped[path].get_base_layer().weight.data.copy_(base)
+            for weight, base in kept:
+                weight.data.copy_(base)
 
-    def _wrap(self, path: str) -> Any:
-        base = self.model.get_submodule(path)
-        kind = LoraLinear if isinstance(base, nn.Linear) else LoraConv2d
-        layer: Any = kind(base, "placeholder", config=LoraConfig(init_lora_weights=False), r=1, lora_alpha=1)
-        for modules in (layer.lora_A, layer.lora_B, layer.lora_dropout):
-            modules.clear()
-        layer.train(base.training)
-        layer.requires_grad_(False)
-        layer._active_adapter = self._active
-        layer.register_forward_pre_hook(self._choose_scaling)
-        parent, _, child = path.rpartition(".")
-        setattr(self.model.get_submodule(parent), child, layer)
-        self._wrapped[path] = layer
-        return layer
-
-    def _choose_scaling(self, layer: Any, inputs: tuple[Tensor, ...]) -> None:
-        layer.scaling = self._scaling[inputs[0].ndim]
+    def _hook(self, path: str) -> Branches:
+        layer = self.model.get_submodule(path)
+        assert isinstance(layer, Layer), path  # noqa: S101 - `shapes` has no others
+        self._branches[path] = Branches(layer)
+        layer.register_forward_hook(self._branches[path])
+        return self._branches[path]
 
 
 def _layer_shapes(model: nn.Module) -> Iterator[tuple[str, LayerShape]]:
@@ -121,36 +177,42 @@ def _layer_shapes(model: nn.Module) -> Iterator[tuple[str, LayerShape]]:
             yield path, LayerShape(module.in_channels, module.out_channels, module.kernel_size)
 
 
-def _branches(change: Change, scale: float, base: nn.Linear | nn.Conv2d) -> tuple[nn.Module, nn.Module]:
-    """What peft calls A and B, on the device and in the dtype of `base`: the two factors of a LoRA, or a dense change
-    with nothing after it. Their product times `scale` is the change."""
+def _factors(change: Change, scale: float, layer: Layer, device: torch.device) -> Factors:
+    """The change over `scale`, on the device and in the dtype of `layer`: the two factors of a LoRA, or a dense one."""
+    base = layer.weight
     if isinstance(change, LowRank):
         up = change.up if change.scale == scale else change.up.float() * (change.scale / scale)
-        return _layer(change.down, base), _layer(up, base, pointwise=True)
-    device = base.weight.device
-    return _layer(change.map(lambda tensor: tensor.to(device)).dense(base.weight) / scale, base), nn.Identity()
+        factors = Factors(_fit(change.down, base, device), _fit(up, base, device))
+    else:
+        here = change.map(lambda tensor: tensor.to(base.device))
+        factors = Factors(_fit(here.dense(base) / scale, base, device), None)
+    return factors
 
 
-def _layer(weight: Tensor, base: nn.Linear | nn.Conv2d, pointwise: bool = False) -> nn.Module:
-    """A layer of that weight that takes the inputs of `base`, or with `pointwise` the outputs of such a layer."""
-    weight = weight.to(device=base.weight.device, dtype=base.weight.dtype)
+def _fit(weight: Tensor, base: Tensor, device: torch.device) -> Tensor:
+    weight = weight.to(device=device, dtype=base.dtype)
     if not torch.isfinite(weight).all():
-        raise OverflowError(f"its weights are too large for {base.weight.dtype}")
-    layer: nn.Linear | nn.Conv2d
-    with torch.device("meta"):  # shapes only: the weights come from the file
-        if isinstance(base, nn.Linear):
-            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        elif pointwise:
-            layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=False)
-        else:
-            form = {"stride": base.stride, "padding": base.padding, "dilation": base.dilation, "bias": False}
-            layer = nn.Conv2d(weight.shape[1], weight.shape[0], base.kernel_size, **form)  # type: ignore[arg-type]
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    return layer.eval()
+        raise OverflowError(f"its weights are too large for {base.dtype}")
+    return weight
 
 
-def _whole(a: Any, b: Any, base: Tensor) -> Tensor:
-    """The change that two branches make, in the shape of `base`, in float32."""
-    if isinstance(b, nn.Identity):
-        return a.weight.float()  # type: ignore[no-any-return]
-    return (b.weight.float().flatten(1) @ a.weight.float().flatten(1)).reshape(base.shape)  # type: ignore[no-any-return]
+def _stacked(parts: Sequence[Factors]) -> Factors:
+    """One beside the other along the rank; a single one as it is, without a copy."""
+    if len(parts) == 1:
+        return parts[0]
+    ups = [part.up for part in parts if part.up is not None]
+    return Factors(torch.cat([part.down for part in parts]), torch.cat(ups, dim=1))
+
+
+def _added(layer: Layer, factors: Factors, rows: Tensor, inputs: Tensor, output: Tensor) -> Tensor:
+    """`output` of `layer` plus the branch: up(rows * down(inputs)). `output` is changed in place."""
+    if isinstance(layer, nn.Conv2d):
+        form = layer.stride, layer.padding, layer.dilation
+        inner = functional.conv2d(inputs, factors.down, None, *form) * rows[:, :, None, None].to(inputs.dtype)
+        return output.add_(inner if factors.up is None else functional.conv2d(inner, factors.up))
+    inner = functional.linear(inputs, factors.down)
+    inner = inner * rows.reshape(len(rows), *(1,) * (inputs.ndim - 2), -1).to(inputs.dtype)
+    if factors.up is None:
+        return output.add_(inner)
+    output.view(-1, output.shape[-1]).addmm_(inner.flatten(0, -2), factors.up.t())
+    return output

@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from stylus.errors import NotFound
-from stylus.generation.checkpoints import Checkpoints, LoadedPipeline
+from stylus.errors import GenerationError, NotFound
+from stylus.generation.checkpoints import Checkpoints, out_of_memory, return_memory
 from stylus.generation.device_lock import Turns, lock_path
 from stylus.generation.inputs import Inputs
 from stylus.generation.provenance import provenance
@@ -36,8 +36,8 @@ class Rendered:
     """Adapter id -> effective weight (mean over rows and steps), of those that took part."""
     provenance: Mapping[str, Any]
     seconds: Mapping[str, float]
-    """Of the whole request, the same in each of its images: `checkpoint` (0 when already in memory), `load` (adapters)
-    and `generate`. Waiting for the device is not counted."""
+    """Of the whole request, the same in each of its images: `checkpoint` (0 when already in memory), `load` (waiting
+    for adapters and attaching them) and `generate` (the rest). Waiting for the device is not counted."""
     notes: tuple[str, ...] = ()
     """What was done otherwise than asked."""
 
@@ -76,14 +76,13 @@ class Generator:
         family = request.composition.base_model
         checkpoints.check(family, request.checkpoint)
         with self._turns.taken(report):
-            seconds = {"checkpoint": time.perf_counter()}
+            start = time.perf_counter()
             loaded = checkpoints.open(family, request.checkpoint)
-            seconds["load"] = time.perf_counter()
+            opened = time.perf_counter()
             settled = settle(request, loaded, inputs)
             missing = [id for id in settled.used if id not in adapters]
             if missing:
                 raise NotFound(f"adapter {missing[0]} of the composition is not in the catalog; call search_adapters.")
-            rendering = Rendering(request, settled, loaded, report, at_once, preview)
             total = len(settled.used)
 
             def on_loaded(done: int) -> None:
@@ -91,30 +90,37 @@ class Generator:
 
             on_loaded(0)
             try:
+                # files are read while the text is encoded and the first steps run, as far as these don't need them
                 with loaded.adapters.loading([adapters[id] for id in settled.used], on_loaded) as loading:
-                    # the other files are read while the text is encoded
-                    rendering.encode(loading.of_text())
-                    residents = loading.all()
-                seconds["generate"] = time.perf_counter()
-                pictures = rendering.pictures(residents)
+                    rendering = Rendering(request, settled, loaded, loading, report, at_once, preview)
+                    rendering.encode()
+                    pictures = rendering.pictures()
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                return_memory(loaded.device)
+                raise GenerationError(
+                    f"not enough memory for the prompt and {total} adapters ({str(error).splitlines()[0]}): choose "
+                    "fewer adapters, or set STYLUS_OFFLOAD=1 or a smaller STYLUS_ADAPTER_CACHE_GB."
+                ) from error
             finally:
                 loaded.adapters.all_off()
-            ends = [*seconds.values(), time.perf_counter()]
-        spent = {stage: end - start for stage, start, end in zip(seconds, ends, ends[1:], strict=False)}
+            rest = time.perf_counter() - opened - loading.seconds
+        spent = {"checkpoint": opened - start, "load": loading.seconds, "generate": rest}
         rendered = []
         for index, picture in enumerate(pictures):
-            used = {id: weight for id, weight in settled.weights(index).items() if id in residents}
+            used = {id: weight for id, weight in settled.weights(index).items() if id in loading.ready}
             left_out = [note for id, note in loading.left_out.items() if settled.weights(index).get(id)]
             notes = (*settled.notes[index], *left_out, *picture.notes)
             record = provenance(
                 request=request,
                 index=index,
                 settled=settled,
-                adapters={id: (residents[id].sha256, weight) for id, weight in used.items()},
+                adapters={id: (loading.ready[id].sha256, weight) for id, weight in used.items()},
                 size=picture.image.size,
                 loaded=loaded,
                 notes=notes,
-                at_once=rendering.at_once,
+                drawn=picture.drawn,
             )
             rendered.append(
                 Rendered(

@@ -2,13 +2,14 @@
 
 Files are hashed, mapped and checked by threads (all of which let go of the interpreter lock); attaching happens in the
 thread that owns the device. No step starts before every adapter that it needs is attached: pixels must not depend on
-the speed of a disk.
+the speed of a disk. What only later steps need (LoRA Switch) or later batches may come later.
 """
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 READERS = 2
 """Threads that read files: more gain nothing on one disk."""
+PATIENCE = 0.2
+"""Seconds between two reports while a slow disk is waited for: a report may cancel."""
 TEXT = ("text_encoder", "lora_te", "text_model")
 """What the tensors of a text encoder have in their names, in all schemes."""
 
@@ -71,13 +74,17 @@ class VerifiedFiles:
 
 
 class Loading:
-    """`with` one: files are read from the start; `of_text` and `all` attach. `on_loaded(n)` as the nth is attached."""
+    """`with` one: files are read from the start; `of_text`, `those` and `all` wait and attach. `on_loaded(n)` as the
+    nth is attached, and now and then while they wait."""
 
     def __init__(self, held: "ResidentAdapters", adapters: Sequence[Adapter], on_loaded: Callable[[int], None]) -> None:
         self._held, self._adapters, self._on_loaded = held, adapters, on_loaded
-        self._ready: dict[str, Resident] = {}
+        self.ready: dict[str, Resident] = {}
+        """Adapter id -> what is attached."""
         self.left_out: dict[str, str] = {}
         """Adapter id -> why it can't be applied."""
+        self.seconds = 0.0
+        """Spent in waiting and attaching."""
         self._pool = ThreadPoolExecutor(READERS, "adapter-files")
         self._reads: Mapping[str, Future[AdapterWeights]] = {
             adapter.id: self._pool.submit(held.files.read, adapter)
@@ -86,30 +93,40 @@ class Loading:
         }
 
     def of_text(self) -> "dict[str, Resident]":
-        """Attaches those that change a text encoder, and returns what is attached. Raises AdapterFileError."""
-        return self._attached([adapter for adapter in self._adapters if self._changes_text(adapter)])
+        """Those that change a text encoder, by id, but for those of `left_out`. Raises AdapterFileError."""
+        return self.those([adapter.id for adapter in self._adapters if self._changes_text(adapter)])
 
     def all(self) -> "dict[str, Resident]":
-        """Attaches the rest and returns all by id, but for those of `left_out`. Raises AdapterFileError."""
-        self._attached(self._adapters)
-        return {adapter.id: self._ready[adapter.id] for adapter in self._adapters if adapter.id in self._ready}
+        """As `of_text`, all."""
+        return self.those([adapter.id for adapter in self._adapters])
 
-    def _attached(self, adapters: Sequence[Adapter]) -> "dict[str, Resident]":
-        keep = {adapter.id for adapter in self._adapters}
-        for adapter in adapters:
-            if adapter.id in self._ready or adapter.id in self.left_out:
-                continue
-            try:
-                resident = self._held.present(adapter)
-                if resident is None:
-                    read = self._reads.get(adapter.id)  # none where the file changed a moment ago
-                    weights = self._held.files.read(adapter) if read is None else read.result()
-                    resident = self._held.admit(adapter, weights, keep)
-                self._ready[adapter.id] = resident
-            except UnsupportedAdapter as error:
-                self.left_out[adapter.id] = f"Left out: {error}"
-            self._on_loaded(len(self._ready) + len(self.left_out))
-        return dict(self._ready)
+    def those(self, ids: Sequence[str]) -> "dict[str, Resident]":
+        """As `of_text`, those ids in their order. A file that was found to be bad ends it, whosever it is."""
+        for error in [read.exception() for read in self._reads.values() if read.done()]:
+            if error is not None and not isinstance(error, UnsupportedAdapter):
+                raise error
+        for adapter in self._adapters:
+            if adapter.id in ids and adapter.id not in self.ready and adapter.id not in self.left_out:
+                start = time.perf_counter()
+                try:
+                    self.ready[adapter.id] = self._held.present(adapter) or self._admitted(adapter)
+                except UnsupportedAdapter as error:
+                    self.left_out[adapter.id] = f"Left out: {error}"
+                self.seconds += time.perf_counter() - start
+                self._report()
+        return {id: self.ready[id] for id in ids if id in self.ready}
+
+    def _admitted(self, adapter: Adapter) -> "Resident":
+        read = self._reads.get(adapter.id)
+        while read and not read.done():
+            wait([read], PATIENCE)
+            self._report()
+        # none where the file changed a moment ago
+        weights = read.result() if read else self._held.files.read(adapter)
+        return self._held.admit(adapter, weights, {other.id for other in self._adapters})
+
+    def _report(self) -> None:
+        self._on_loaded(len(self.ready) + len(self.left_out))
 
     def _changes_text(self, adapter: Adapter) -> bool:
         if (resident := self._held.present(adapter)) is not None:
@@ -122,4 +139,4 @@ class Loading:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)

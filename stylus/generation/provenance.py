@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stylus.generation.generator import Rendered
     from stylus.generation.settling import Settled
 
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "pillow")
+PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "pillow")
 MAX_RECORD = 2**20
 """Bytes of a text chunk that are read back; ours have a few thousand, strangers' can be bombs."""
 
@@ -39,10 +39,10 @@ def provenance(
     size: tuple[int, int],
     loaded: "LoadedPipeline",
     notes: Sequence[str],
-    at_once: int,
+    drawn: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The JSON record of image `index`. `adapters`: id -> (SHA-256 of its file, effective weight in this image);
-    `size` is the picture's, `at_once` the rows that were rendered together."""
+    `size` is the picture's, `drawn` its `Picture.drawn`."""
     names = {choice.adapter_id: choice.name for choice in request.composition.choices}
     rows = settled.rows(index)
     return {
@@ -72,8 +72,10 @@ def provenance(
         },
         "checkpoint": {"family": loaded.family.value, "name": loaded.name, "sha256": loaded.sha256},
         "device": loaded.device.type,
+        "hardware": loaded.hardware,
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "at_once": at_once,
+        "compiled": loaded.compiled,
+        **drawn,
         "notes": list(notes),
         "versions": {package: _version(package) for package in PACKAGES},
         "request": request.model_dump(mode="json"),

@@ -1,13 +1,13 @@
 """The pictures of one settled request: texts, batches, passes, and what is done when memory runs out or numbers break
 down."""
 
-import gc
 import secrets
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from stylus.errors import BrokenDown, GenerationError
-from stylus.generation.adapters import Resident
-from stylus.generation.checkpoints import LoadedPipeline
+from stylus.generation.checkpoints import LoadedPipeline, out_of_memory, return_memory
 from stylus.generation.codec import decoded, encoded, is_black
 from stylus.generation.denoising import Start, Texts, denoise
 from stylus.generation.families import Text
 from stylus.generation.inputs import mask_latents
+from stylus.generation.loading import Loading
 from stylus.generation.settling import HIRES_SCALE, HIRES_STRENGTH, Settled
 from stylus.records import OnProgress, Progress, Request
 
@@ -36,6 +36,8 @@ class Picture:
 
     image: Image.Image
     notes: Sequence[str]
+    drawn: Mapping[str, Any]
+    """How: `at_once` (rows that were rendered together), `fused`, `vae_tiling`."""
 
 
 class Rendering:
@@ -46,26 +48,27 @@ class Rendering:
         request: Request,
         settled: Settled,
         loaded: LoadedPipeline,
+        loading: Loading,
         report: OnProgress,
         at_once: int | None = None,
         preview: Path | None = None,
     ) -> None:
-        self.request, self.settled, self.loaded = request, settled, loaded
+        self.request, self.settled, self.loaded, self.loading = request, settled, loaded, loading
         self.report, self.preview = report, preview
         area = max(1, settled.width * settled.height // loaded.size**2)
         self.at_once = at_once or max(1, loaded.defaults.batch // area)
         self.tiled = False
         """Memory ran out, so that pictures were decoded in tiles."""
-        self._residents: Mapping[str, Resident] = {}
         self._texts: dict[int, Texts] = {}
         self._notes: list[str] = []
         self._left: deque[list[int]] = deque(settled.batches(self.at_once))
         self._batches_done = self._steps_done = 0
         self._fused = False
 
-    def encode(self, residents: Mapping[str, Resident]) -> None:
-        """Texts of all images. `residents` must hold the adapters that change a text encoder."""
+    def encode(self) -> None:
+        """Texts of all images."""
         settled, loaded = self.settled, self.loaded
+        residents = self.loading.of_text()
         negative = self.request.negative_prompt
         scale = loaded.kind.guided(settled.guidance_scale, negative)
         for batch in self._left:
@@ -80,9 +83,8 @@ class Rendering:
             for n, image in enumerate(batch):
                 self._texts[image] = Texts(_one(positive, n), against and _one(against, n), scale or 0.0)
 
-    def pictures(self, residents: Mapping[str, Resident]) -> list[Picture]:
-        """All images, in order. Raises GenerationError, and what `report` raises."""
-        self._residents = residents
+    def pictures(self) -> list[Picture]:
+        """All images, in order. Raises AdapterFileError, GenerationError, and what `report` raises."""
         found: dict[int, Picture] = {}
         try:
             with torch.no_grad(), ExitStack() as until_done:
@@ -101,13 +103,14 @@ class Rendering:
         """All rows of a static schedule are alike: they share one set of fused weights. Without the memory to keep the
         base weights meanwhile, they stay gated."""
         row = dict(zip(self.settled.schedule.adapters, self.settled.schedule.weights[0, :, 0], strict=True))
-        weights = np.array([row[id] for id in self._residents], dtype=np.float32)
+        residents = self.loading.all()
+        weights = np.array([row[id] for id in residents], dtype=np.float32)
         component = self.loaded.kind.components[0]
         try:
-            until_done.enter_context(self.loaded.adapters.fused(component, list(self._residents.values()), weights))
+            until_done.enter_context(self.loaded.adapters.fused(component, list(residents.values()), weights))
             self._fused = True
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
 
     def _tried(self, batch: list[int], found: dict[int, Picture]) -> str | None:
@@ -115,7 +118,7 @@ class Rendering:
         try:
             found |= self._batch(batch)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             return str(error).splitlines()[0]
         self._batches_done += 1
@@ -123,10 +126,7 @@ class Rendering:
 
     def _relieve(self, batch: list[int], reason: str) -> None:
         """Puts the batch back with more room for it. Raises GenerationError when there is no more."""
-        gc.collect()
-        cuda = self.loaded.device.type == "cuda"
-        if cuda:
-            torch.cuda.empty_cache()
+        return_memory(self.loaded.device)
         if len(batch) > 1:
             half = (len(batch) + 1) // 2
             smaller = [part[n : n + half] for part in (batch, *self._left) for n in range(0, len(part), half)]
@@ -139,7 +139,7 @@ class Rendering:
             self.loaded.pipeline.vae.enable_tiling()
             self.tiled = True
             self._notes = ["Memory ran out: images were rendered one at a time and decoded in tiles."]
-        elif cuda and not hasattr(self.loaded.kind.denoiser, "_hf_hook"):
+        elif self.loaded.device.type == "cuda" and not hasattr(self.loaded.kind.denoiser, "_hf_hook"):
             self.loaded.pipeline.enable_model_cpu_offload(device=self.loaded.device)
             self._notes = [*self._notes, "Models that were not at work were moved to main memory."]
         else:
@@ -163,18 +163,20 @@ class Rendering:
                 raise self._broken(number)
             if is_black(image):
                 notes[number].append("It is black all over.")
-            pictures[number] = Picture(self._kept_outside(image), notes[number])
+            tiled = self.loaded.pipeline.vae.use_tiling
+            drawn = {"at_once": self.at_once, "fused": self._fused, "vae_tiling": tiled}
+            pictures[number] = Picture(self._kept_outside(image), notes[number], drawn)
         return pictures
 
     @contextmanager
     def _exact(self) -> Iterator[str]:
-        """All models in float32 meanwhile; what half precision holds, float32 holds exactly, so nothing is lost."""
+        """The models that draw in float32 meanwhile."""
         before = self.loaded
-        self.loaded = before.cast(torch.float32)
         try:
-            yield str(before.dtype).removeprefix("torch.")
+            with before.exact() as self.loaded:
+                yield str(before.dtype).removeprefix("torch.")
         finally:
-            self.loaded = before.cast(before.dtype)
+            self.loaded = before
 
     def _drawn(self, batch: list[int]) -> list[Image.Image | None]:
         """The pictures of a batch; None where one broke down to NaN or infinity."""
@@ -209,9 +211,8 @@ class Rendering:
     def _pass(self, batch: list[int], height: int, width: int, start: Start | None) -> Tensor:
         """Latents after one denoising pass at that size of the latents."""
         settled, loaded = self.settled, self.loaded
-        component, residents = loaded.kind.components[0], list(self._residents.values())
-        columns = [settled.schedule.adapters.index(id) for id in self._residents]
-        weights = np.concatenate([settled.rows(image) for image in batch])[:, columns]
+        ids, component = settled.schedule.adapters, loaded.kind.components[0]
+        weights = np.concatenate([settled.rows(image) for image in batch])
         texts = self._texts_of(batch)
         switched: list[int] = []
 
@@ -219,8 +220,11 @@ class Rendering:
             now = weights[:, :, step]
             if self._fused or (switched and np.array_equal(now, weights[:, :, switched[-1]])):
                 return
+            residents = self.loading.those([id for id, column in zip(ids, now.T, strict=True) if column.any()])
+            chosen = now[:, [ids.index(id) for id in residents]]
             # guidance doubles the rows
-            loaded.adapters.switch(component, residents, np.concatenate([now, now]) if texts.negative else now)
+            doubled = np.concatenate([chosen, chosen]) if texts.negative else chosen
+            loaded.adapters.switch(component, list(residents.values()), doubled)
             switched.append(step)
 
         def after_step(step: int, latents: Tensor) -> None:
@@ -293,8 +297,3 @@ def _one(text: Text, number: int) -> Text:
 
 def _stacked(texts: Sequence[Text], dtype: torch.dtype) -> Text:
     return {name: torch.cat([text[name] for text in texts]).to(dtype) for name in texts[0]}
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    said = ("can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in said)  # the CPU's allocator

@@ -30,6 +30,10 @@ class Recorded(BaseModel):
     checkpoint: _Hashed
     device: str
     dtype: str
+    hardware: str | None = None
+    compiled: bool | None = None
+    fused: bool | None = None
+    vae_tiling: bool | None = None
     width: int
     height: int
     versions: Mapping[str, str]
@@ -67,7 +71,7 @@ def compare(record: Recorded, before: Image.Image, again: Rendered) -> tuple[int
             differences.append(f"adapter {adapter.id} took part and could not be applied now")
         elif hashes[adapter.id] != adapter.sha256:
             differences.append(f"the file of adapter {adapter.id} has changed ({adapter.sha256[:12]})")
-    for what in ("device", "dtype", "at_once"):
+    for what in ("device", "hardware", "dtype", "compiled", "at_once", "fused", "vae_tiling"):
         was, is_now = getattr(record, what), getattr(now, what)
         if was != is_now:
             differences.append(f"{what} was {was}, now it is {is_now}")

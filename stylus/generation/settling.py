@@ -46,14 +46,15 @@ class Settled:
         return rows
 
     def weights(self, image: int) -> dict[str, float]:
-        """Adapter id -> mean over rows and steps, of those that take part."""
-        means = self.rows(image).mean(axis=(0, 2))
+        """Adapter id -> mean over rows and the steps that are run, of those that take part."""
+        means = self.rows(image)[:, :, self.first_step :].mean(axis=(0, 2))
         return {id: float(mean) for id, mean in zip(self.schedule.adapters, means, strict=True) if mean}
 
     @property
     def used(self) -> list[str]:
         """Ids of the adapters with a weight in any image."""
-        return [id for n, id in enumerate(self.schedule.adapters) if self.schedule.weights[:, n].any()]
+        weights = self.schedule.weights[:, :, self.first_step :]
+        return [id for n, id in enumerate(self.schedule.adapters) if weights[:, n].any()]
 
     @property
     def static(self) -> bool:
@@ -63,9 +64,14 @@ class Settled:
 
     @property
     def passes(self) -> list[int]:
-        """Steps of each pass."""
+        """Steps of each pass: the last ones of the schedule."""
         first = self.steps if self.inputs is None else steps_run(self.steps, self.strength)
         return [first, steps_run(self.steps, HIRES_STRENGTH)] if self.hires else [first]
+
+    @property
+    def first_step(self) -> int:
+        """Those before it are not run in any pass."""
+        return self.steps - max(self.passes)
 
     @property
     def second_pass(self) -> dict[str, float] | None:

@@ -127,7 +127,8 @@ def test_many_images_are_rendered_in_several_batches(generator: Generator, adapt
     assert difference(images[5].image, sixth.image) <= 1
     generating = [(progress.done, progress.total) for progress in seen if progress.stage == "generating"]
     assert generating == [(0, 4), (1, 4), (2, 4), (2, 4), (3, 4), (4, 4)]
-    assert [progress.done for progress in seen if progress.stage == "loading"] == [0, 1, 2, 3]
+    # more than once where a slow disk is waited for
+    assert list(dict.fromkeys(progress.done for progress in seen if progress.stage == "loading")) == [0, 1, 2, 3]
     assert seen[-1] == Progress(stage="decoding", done=6, total=6)
 
 
@@ -158,7 +159,7 @@ def test_a_bad_adapter_is_found_before_the_first_step(
     seen: list[Progress] = []
     with pytest.raises(AdapterFileError, match="test:locon"):
         generator.render(request(), {**adapters, "test:locon": tiny.adapter("locon", broken)}, seen.append)
-    assert "generating" not in {progress.stage for progress in seen}
+    assert not any(progress.done for progress in seen if progress.stage == "generating")
     # an adapter that no image uses is not even opened
     generator.render(request(masks=MaskMode.NONE), {"test:locon": tiny.adapter("locon", broken)})
 
@@ -220,9 +221,9 @@ def test_weights_that_change_over_the_steps(
     (rendered,) = generator.render(request(count=1), adapters)
     assert seen == [
         ("text_encoder", [[0.3]]),  # of the adapter that changes it
-        ("unet", [[0.9, 0.0, 0.0]] * 2),
-        ("unet", [[0.0, 0.6, 0.0]] * 2),
-        ("unet", [[0.0, 0.6, 0.3]] * 2),
+        ("unet", [[0.9]] * 2),
+        ("unet", [[0.6]] * 2),
+        ("unet", [[0.6, 0.3]] * 2),
     ]
     assert {id: round(weight, 3) for id, weight in rendered.adapters.items()} == {
         "test:both": 0.3,

@@ -1,5 +1,6 @@
 """Rows that share an image, second passes, long prompts, fusing, and what happens when memory or numbers give out."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from stylus.errors import CheckpointError, GenerationError
+from stylus.errors import Cancelled, CheckpointError, GenerationError
 from stylus.generation import rendering
+from stylus.generation.adapter_files import AdapterWeights
 from stylus.generation.adapters import ResidentAdapters
 from stylus.generation.checkpoints import Checkpoints
 from stylus.generation.denoising import _averaged
 from stylus.generation.generator import Generator, Rendered
 from stylus.generation.inputs import Inputs
+from stylus.generation.loading import VerifiedFiles
 from stylus.generation.windows import windows
 from stylus.records import Adapter, BaseModelFamily, MaskMode, Method, Progress, Request
 from stylus.settings import Settings
@@ -266,6 +269,81 @@ def test_black_pictures_are_told(
     monkeypatch.setattr(vae, "decode", lambda latents, **_: (torch.full((1, 3, 64, 64), -1.0),))
     (image,) = generator.render(request(composition=tiny.composition(), count=1), {})
     assert image.notes == ("It is black all over.",)
+
+
+@pytest.mark.parametrize("method", [Method.SWITCH, Method.MERGE])
+def test_a_step_waits_for_its_own_adapters_only(
+    method: Method,
+    generator: Generator,
+    checkpoints: Checkpoints,
+    adapters: dict[str, Adapter],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The file of an adapter that takes its turn at step 4 arrives late: its steps wait, those before don't, and the
+    picture is that of a fast disk."""
+    asked = request(
+        composition=tiny.composition({"attention": 0.6}, {"locon": 0.7}), method=method, switch_every=4, steps=7
+    )
+    expected = generator.render(asked, adapters)
+    generator.forget_adapters()
+    arrives = threading.Event()
+    last_free_step = 4 if method is Method.SWITCH else 0
+    read, seen = VerifiedFiles.read, list[tuple[str, int, bool]]()
+
+    def slow(self: VerifiedFiles, adapter: Adapter) -> AdapterWeights:
+        if adapter.id == "test:locon":
+            assert arrives.wait(60)
+        return read(self, adapter)
+
+    def look(progress: Progress) -> None:
+        seen.append((progress.stage, progress.done, arrives.is_set()))
+        if progress.stage == "loading" and seen.count(("loading", 1, False)) == 3:  # it reports while it waits
+            assert [done for stage, done, _ in seen if stage == "generating"][-1] == last_free_step
+            arrives.set()
+
+    monkeypatch.setattr(VerifiedFiles, "read", slow)
+    images = generator.render(asked, adapters, look)
+    assert same(images, expected)
+    assert max(done for stage, done, there in seen if stage == "generating" and not there) == last_free_step
+    assert images[0].seconds["load"] > 0.3  # the wait, and nothing else
+
+
+def test_a_slow_disk_can_be_given_up(
+    generator: Generator, adapters: dict[str, Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = generator.render(request(), adapters)
+    generator.forget_adapters()
+    arrives = threading.Event()
+    read = VerifiedFiles.read
+
+    def slow(self: VerifiedFiles, adapter: Adapter) -> AdapterWeights:
+        assert arrives.wait(60)
+        return read(self, adapter)
+
+    def impatient(progress: Progress) -> None:
+        if progress.stage == "loading":
+            raise Cancelled("tired of waiting")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VerifiedFiles, "read", slow)
+        with pytest.raises(Cancelled):
+            generator.render(request(), adapters, impatient)
+        arrives.set()
+    assert same(generator.render(request(), adapters), expected)
+
+
+def same(a: list[Rendered], b: list[Rendered]) -> bool:
+    return all(x.image.tobytes() == y.image.tobytes() for x, y in zip(a, b, strict=True))
+
+
+def test_a_turn_that_is_not_run_is_not_recorded(generator: Generator, adapters: dict[str, Adapter]) -> None:
+    """Image translation runs the last steps: an adapter whose turn comes before them has no part in the picture."""
+    composition = tiny.composition({"attention": 0.6}, {"locon": 0.7})
+    asked = request(
+        composition=composition, method=Method.SWITCH, switch_every=4, steps=8, image="0" * 64, strength=0.5, count=1
+    )
+    (image,) = generator.render(asked, adapters, inputs=Inputs(RAMP))
+    assert {id: round(weight, 3) for id, weight in image.adapters.items()} == {"test:locon": 0.7}
 
 
 def test_previews_appear_while_it_draws(generator: Generator, adapters: dict[str, Adapter], tmp_path: Path) -> None:
