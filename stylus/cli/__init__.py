@@ -1,5 +1,6 @@
 """The command line: each command is one call of the library, shown by rich for people or as JSON with --json."""
 
+import os
 import sys
 from typing import NoReturn
 
@@ -24,6 +25,8 @@ for part in (library, sources, pictures, evaluation, judging, service):
 
 def main() -> None:
     """Entry point: errors made for people are printed as such, with exit code 1, and never as a traceback."""
+    # it warns of image processors that would want torchvision; nothing here uses them
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
     except StylusError as error:

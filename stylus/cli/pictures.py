@@ -132,7 +132,12 @@ def generate(
             composition = stylus.history.composition(composition_id)
         else:
             composition = stylus.compose(
-                prompt or "", base_model=base_model, policy=policy, normalise=normalise, picks=_picks(adapter)
+                prompt or "",
+                base_model=base_model,
+                policy=policy,
+                normalise=normalise,
+                picks=_picks(adapter),
+                on_progress=on_progress,
             )
         request = stylus.request(
             composition,
@@ -205,7 +210,10 @@ def replay(
     with Stylus() as stylus, progress_bar() as bar, interruptible(bar) as on_progress:
         found = stylus.pictures.replay(image, on_progress)
     if out is not None:
-        found.image.save(out)
+        try:
+            found.image.save(out)
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"the picture can't be written to {out} ({error}): name a .png file.") from error
     if as_json:
         print_json({"same": found.same, "largest": found.largest, "differences": found.differences})
     elif found.same:

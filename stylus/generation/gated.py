@@ -207,8 +207,9 @@ def _stacked(parts: Sequence[Factors]) -> Factors:
 def _added(layer: Layer, factors: Factors, rows: Tensor, inputs: Tensor, output: Tensor) -> Tensor:
     """`output` of `layer` plus the branch: up(rows * down(inputs)). `output` is changed in place."""
     if isinstance(layer, nn.Conv2d):
-        form = layer.stride, layer.padding, layer.dilation
-        inner = functional.conv2d(inputs, factors.down, None, *form) * rows[:, :, None, None].to(inputs.dtype)
+        form = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        inner = functional.conv2d(inputs, factors.down, **form)  # type: ignore[arg-type]
+        inner = inner * rows[:, :, None, None].to(inputs.dtype)
         return output.add_(inner if factors.up is None else functional.conv2d(inner, factors.up))
     inner = functional.linear(inputs, factors.down)
     inner = inner * rows.reshape(len(rows), *(1,) * (inputs.ndim - 2), -1).to(inputs.dtype)

@@ -1,7 +1,7 @@
 """The pictures of one settled request: texts, batches, passes, and what is done when memory runs out or numbers break
 down."""
 
-import secrets
+import io
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stylus.errors import BrokenDown, GenerationError
+from stylus.errors import BrokenDown, GenerationError, StorageError
 from stylus.generation.checkpoints import LoadedPipeline, out_of_memory, return_memory
 from stylus.generation.codec import decoded, encoded, is_black
 from stylus.generation.denoising import Start, Texts, denoise
@@ -22,6 +22,7 @@ from stylus.generation.families import Text
 from stylus.generation.inputs import mask_latents
 from stylus.generation.loading import Loading
 from stylus.generation.settling import HIRES_SCALE, HIRES_STRENGTH, Settled
+from stylus.generation.store import write_whole
 from stylus.records import OnProgress, Progress, Request
 
 FUSE_FROM = 8
@@ -269,10 +270,15 @@ class Rendering:
         small = torch.nn.functional.avg_pool2d(latents[:1], -(-side // PREVIEW_SIDE))
         if (image := decoded(self.loaded, small)) is None:
             return None
-        self.preview.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.preview.with_name(f".{secrets.token_hex(8)}.png")
-        image.save(temporary)
-        temporary.replace(self.preview)
+        file = io.BytesIO()
+        image.save(file, format="PNG")
+        try:
+            write_whole(self.preview, file.getvalue())
+        except OSError as error:
+            raise StorageError(
+                f"the preview can't be written to {self.preview} ({error.strerror}): name a .png file in a folder that "
+                "this user may write."
+            ) from error
         return str(self.preview)
 
     def _kept_outside(self, image: Image.Image) -> Image.Image:

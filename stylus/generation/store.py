@@ -21,7 +21,7 @@ def write(store_url: str, name: str, data: bytes) -> str:
     try:
         filesystem, root = fsspec.core.url_to_fs(store_url)
         if isinstance(filesystem, LocalFileSystem):
-            return str(_write_local(Path(root) / name, data))
+            return str(write_whole(Path(root) / name, data))
         path = f"{root.rstrip('/')}/{name}"
         filesystem.pipe_file(path, data)  # object stores show an object when it is complete, not before
         return str(filesystem.unstrip_protocol(path))
@@ -47,7 +47,8 @@ def read_bytes(location: str) -> bytes:
         raise StorageError(f"the image {location} can't be read: {reason(error)}") from error
 
 
-def _write_local(path: Path, data: bytes) -> Path:
+def write_whole(path: Path, data: bytes) -> Path:
+    """The file with that content, or as it was. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from torch import nn
 
 from stylus.errors import AdapterFileError
 from stylus.generation.adapters import ResidentAdapters
+from stylus.generation.deltas import LowRank
+from stylus.generation.gated import GatedModel
 from stylus.records import Adapter, BaseModelFamily
 from tests.generation import tiny
 
@@ -84,7 +87,7 @@ def test_all_off_is_the_bare_model_to_the_bit(
 
 
 def test_formats_of_one_adapter_are_equal(
-    pipeline: Any, resident: ResidentAdapters, models: dict[str, torch.nn.Module], tmp_path: Path
+    pipeline: Any, resident: ResidentAdapters, models: dict[str, nn.Module], tmp_path: Path
 ) -> None:
     """alpha 2 at rank 4, said in each format's own way; scale 0.5 in the factors for the formats that can't say it."""
     factors = tiny.random_factors(models, seed=9, keep=tiny.attention)
@@ -130,7 +133,7 @@ def test_formats_of_one_adapter_are_equal(
 
 
 def test_early_diffusers_names(
-    pipeline: Any, resident: ResidentAdapters, models: dict[str, torch.nn.Module], tmp_path: Path
+    pipeline: Any, resident: ResidentAdapters, models: dict[str, nn.Module], tmp_path: Path
 ) -> None:
     factors = tiny.random_factors({"unet": models["unet"]}, seed=9, keep=tiny.attention)
     early = tiny.write(tmp_path / "early.safetensors", tiny.early_diffusers(factors))
@@ -144,7 +147,7 @@ def test_early_diffusers_names(
 
 
 def test_layers_of_different_scales_share_one_adapter(
-    pipeline: Any, resident: ResidentAdapters, models: dict[str, torch.nn.Module], tmp_path: Path
+    pipeline: Any, resident: ResidentAdapters, models: dict[str, nn.Module], tmp_path: Path
 ) -> None:
     """Ranks and alphas that differ by layer: what is not common to all layers goes into the factors."""
     factors = tiny.random_factors({"unet": models["unet"]}, seed=9, keep=tiny.attention)
@@ -169,7 +172,7 @@ def test_layers_of_different_scales_share_one_adapter(
 
 
 def test_the_least_recently_used_go_and_their_memory_returns(
-    pipeline: Any, resident: ResidentAdapters, models: dict[str, torch.nn.Module], tmp_path: Path
+    pipeline: Any, resident: ResidentAdapters, models: dict[str, nn.Module], tmp_path: Path
 ) -> None:
     def few(path: str) -> bool:
         return path == "conv_in" or path.endswith("attn1.to_q")
@@ -209,7 +212,7 @@ def held(resident: ResidentAdapters) -> int:
 
 
 def test_a_changed_file_is_read_again(
-    pipeline: Any, resident: ResidentAdapters, models: dict[str, torch.nn.Module], tmp_path: Path
+    pipeline: Any, resident: ResidentAdapters, models: dict[str, nn.Module], tmp_path: Path
 ) -> None:
     path = tmp_path / "one.safetensors"
     outputs = []
@@ -221,9 +224,7 @@ def test_a_changed_file_is_read_again(
     assert not torch.equal(*outputs)
 
 
-def test_weights_that_half_precision_can_not_hold(
-    pipeline: Any, models: dict[str, torch.nn.Module], tmp_path: Path
-) -> None:
+def test_weights_that_half_precision_can_not_hold(pipeline: Any, models: dict[str, nn.Module], tmp_path: Path) -> None:
     unet = pipeline.unet.half()
     resident = ResidentAdapters(BaseModelFamily.SD15, {"unet": unet})
     factors = tiny.random_factors({"unet": models["unet"]}, seed=1, keep=tiny.attention)
@@ -250,7 +251,7 @@ def test_a_switch_costs_the_same_however_many_adapters_were_loaded(
         def __iter__(self) -> Any:
             raise AssertionError("all adapters of a layer were visited")
 
-        items = keys = values = __iter__  # type: ignore[assignment]
+        items = keys = values = __iter__
 
     layers = resident._models["unet"]._branches.values()
     for layer in layers:
@@ -266,7 +267,7 @@ def test_a_switch_costs_the_same_however_many_adapters_were_loaded(
 def test_half_precision_is_as_exact_as_one_by_one(
     pipeline: Any, adapters: dict[str, Adapter], dtype: torch.dtype
 ) -> None:
-    unet = torch.nn.Module.to(pipeline.unet, dtype=dtype)
+    unet = nn.Module.to(pipeline.unet, dtype=dtype)
     resident = ResidentAdapters(BaseModelFamily.SD15, {"unet": unet, "text_encoder": pipeline.text_encoder})
     loaded = list(resident.load([adapters[id] for id in IDS], lambda done: None).values())
     latents, text = torch.randn(4, 4, 8, 8, dtype=dtype), torch.randn(4, 24, 32, dtype=dtype)
@@ -283,3 +284,38 @@ def test_half_precision_is_as_exact_as_one_by_one(
         alone = output(slice(row, row + 1))
         assert mixed.dtype is torch.float32
         assert (alone - mixed[row]).abs().max() < 0.03 * alone.abs().max()
+
+
+def test_a_compiled_model_sees_every_switch_and_is_compiled_once_for_each_size() -> None:
+    """torch.compile must neither take weights for constants nor start anew with each composition. Only the tracing is
+    tried here: what makes machine code of it takes minutes."""
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Linear(4, 6), nn.Flatten(), nn.Linear(192, 5)
+    ).requires_grad_(False)
+    factors = tiny.random_factors({"unet": model}, seed=1)["unet"]
+    gated = GatedModel(model)
+    for n in range(4):
+        changes = {path: LowRank(down * (n + 1), up, 1.0) for path, (down, up) in factors.items()}
+        gated.attach(f"n{n}", changes, scale=1.0)
+    compilations: list[int] = []
+
+    def traced(graph: Any, _inputs: Any) -> Any:
+        compilations.append(1)
+        return graph
+
+    inputs = torch.randn(2, 4, 4, 4)
+
+    expected: list[torch.Tensor] = []
+    found: list[torch.Tensor] = []
+    for results in (expected, found):
+        for names, weights in (("n0", "n1"), (0.5, -0.5)), (("n0", "n1"), (0.1, 2.0)), (("n2", "n3"), (1.0, 0.0)):
+            gated.switch({name: torch.tensor([w, 1 - w]) for name, w in zip(names, weights, strict=True)})
+            results.append(model(inputs))
+        gated.switch({})
+        results.append(model(inputs))
+        model.compile(backend=traced)
+    for mine, plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, plain, atol=1e-5, rtol=0)
+    assert len({float(one.sum()) for one in found}) == 4
+    assert len(compilations) == 2  # with adapters, and without

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from stylus.errors import Cancelled, CheckpointError, GenerationError
+from stylus.errors import Cancelled, CheckpointError, GenerationError, StorageError
+from stylus.generation import checkpoints as checkpoints_module
 from stylus.generation import rendering
 from stylus.generation.adapter_files import AdapterWeights
 from stylus.generation.adapters import ResidentAdapters
@@ -358,6 +359,49 @@ def test_previews_appear_while_it_draws(generator: Generator, adapters: dict[str
     generator.render(request(count=1, steps=10), adapters, look, preview=path)
     assert sizes == [(64, 64)] * 2
     assert [file.name for file in path.parent.iterdir()] == ["now.png"]
+
+
+def test_a_preview_that_can_not_be_written(generator: Generator, adapters: dict[str, Adapter], tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "file" / "now.png"):
+        (tmp_path / "file").touch()
+        with pytest.raises(StorageError, match=r"preview can't be written.*name a \.png file"):
+            generator.render(request(count=1, steps=10), adapters, preview=path)
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["file"]
+
+
+def test_memory_that_runs_out_before_the_first_step(
+    generator: Generator, checkpoints: Checkpoints, adapters: dict[str, Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text_encoder = checkpoints.open(SD15).pipeline.text_encoder
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(text_encoder, "forward", full)
+        with pytest.raises(GenerationError, match=r"not enough memory for the prompt and 3 adapters.*STYLUS_OFFLOAD"):
+            generator.render(request(), adapters)
+    assert len(generator.render(request(), adapters)) == 2
+
+
+def test_a_checkpoint_that_does_not_fit_beside_another(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are unloaded, and it is tried once more."""
+    kept = Checkpoints(
+        Settings(data=tmp_path, checkpoints={"sd15": str(folder), "sd15:other": str(folder) + "/"}, device="cpu")
+    )
+    kept.open(SD15)
+    read = checkpoints_module._read
+
+    def crowded(*arguments: Any) -> Any:
+        if kept._loaded:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return read(*arguments)
+
+    monkeypatch.setattr(checkpoints_module, "_read", crowded)
+    kept.open(SD15, "other")
+    assert len(kept.loaded()) == 1
 
 
 def test_several_checkpoints_of_a_family(folder: Path, tmp_path: Path) -> None:
