@@ -64,6 +64,10 @@ class ResidentAdapters:
         """Bytes of all attached adapters."""
         return sum(resident.size for resident in self._residents.values())
 
+    def compile(self, component: str) -> None:
+        """torch.compile of one model, in a way that notices adapters."""
+        self._models[component].compile()
+
     def loading(self, adapters: Sequence[Adapter], on_loaded: Callable[[int], None]) -> Loading:
         """Begins to read the files of those that are not attached."""
         return Loading(self, adapters, on_loaded)

@@ -193,7 +193,7 @@ class Checkpoints:
             compiled=self.settings.compile,
         )
         if self.settings.compile:
-            kind.denoiser.compile()
+            loaded.adapters.compile(kind.components[0])
         return loaded
 
 

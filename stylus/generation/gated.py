@@ -11,6 +11,7 @@ whatever the number of adapters ever loaded (diffusers' set_adapters visits each
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,13 @@ class GatedModel:
     @property
     def dtype(self) -> torch.dtype:
         return self._like.dtype
+
+    def compile(self, **options: Any) -> None:
+        """torch.compile in place, with its options. One graph is made for the plain model and one for each set of
+        sizes of what is on, whichever adapters these are."""
+        # by default a graph made before the first adapter came would be used after it as well, without its hooks
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        self.model.compile(**options)
 
     def attach(self, name: str, layers: Mapping[str, Change], scale: float) -> int:
         """Gives layers the adapter's factors, in the model's dtype and device; returns their bytes. `scale` is left to
