@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from stylus.errors import GenerationError, NotFound
-from stylus.generation.checkpoints import Checkpoints, out_of_memory, return_memory
+from stylus.generation.checkpoints import Checkpoints, LoadedPipeline, out_of_memory, return_memory
 from stylus.generation.device_lock import Turns, lock_path
 from stylus.generation.inputs import Inputs
 from stylus.generation.provenance import provenance
