@@ -39,7 +39,8 @@ class Failed(Exception):
 def main() -> None:
     node = _node()
     failures = []
-    with tempfile.TemporaryDirectory() as folder:
+    # an embedded Postgres may take a moment longer to end than the servers that use it
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         # Postgres, which is not root where we are, has to get in
         Path(folder).chmod(0o755)
         environment = {**os.environ, "STYLUS_DATA": folder, "STYLUS_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
