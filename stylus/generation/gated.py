@@ -215,8 +215,8 @@ def _stacked(parts: Sequence[Factors]) -> Factors:
 def _added(layer: Layer, factors: Factors, rows: Tensor, inputs: Tensor, output: Tensor) -> Tensor:
     """`output` of `layer` plus the branch: up(rows * down(inputs)). `output` is changed in place."""
     if isinstance(layer, nn.Conv2d):
-        form = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-        inner = functional.conv2d(inputs, factors.down, **form)  # type: ignore[arg-type]
+        form: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        inner = functional.conv2d(inputs, factors.down, **form)
         inner = inner * rows[:, :, None, None].to(inputs.dtype)
         return output.add_(inner if factors.up is None else functional.conv2d(inner, factors.up))
     inner = functional.linear(inputs, factors.down)
