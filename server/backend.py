@@ -6,6 +6,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from server.audit import Audit
+from server.results import ImageResponses
 from stylus.errors import DatabaseUnavailable, StylusError
 from stylus.settings import Settings
 
@@ -24,10 +26,15 @@ PATIENCE = 1.5
 class Backend:
     """Opens what the tools need on first use, once, whichever thread asks first."""
 
-    def __init__(self, settings: Settings, wait: float = WAIT) -> None:
-        """`wait`: seconds that a call may wait for its images before it answers that they are being made."""
+    def __init__(
+        self, settings: Settings, wait: float = WAIT, shown: ImageResponses = ImageResponses.THUMBNAIL
+    ) -> None:
+        """`wait`: seconds that a call may wait for its images before it answers that they are being made. Raises
+        SettingsError for an audit log that can't be written."""
         self.settings = settings
         self.wait = wait
+        self.shown = shown
+        self.audit = Audit(settings)
         self.closing = threading.Event()
         self._lock = threading.Lock()
         self._opened: tuple[Stylus, Jobs] | None = None
@@ -65,18 +72,17 @@ class Backend:
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def _warm_up(self) -> None:
-        try:
-            self.stylus.embedder.queries(["warm up"])
-        except StylusError as error:
-            logger.warning("Not ready yet: %s", error)  # each call tries again and tells its caller
-            return
+        from stylus.database import until_available
         from stylus.reembedding import embed_all
 
         try:
+            # the worker begins with it, whether or not anybody calls a tool; callers meanwhile are told
+            until_available(lambda: self.stylus, stop=self.closing, say=logger.warning)
+            self.stylus.embedder.queries(["warm up"])
             embed_all(self.stylus.catalog, self.stylus.embedder, stop=self.closing)
         except StylusError as error:
             if not self.closing.is_set():
-                logger.warning("Not all adapters could be embedded: %s Run `stylus embed` to go on.", error)
+                logger.warning("Warming up and embedding ended: %s Run `stylus embed` to go on.", error)
 
     def has_tokens(self) -> bool:
         """Whether callers must bring one. Raises DatabaseUnavailable, StorageError."""
@@ -100,3 +106,4 @@ class Backend:
             if self._opened is not None:
                 self._opened[0].close()
                 self._opened = None
+        self.audit.close()

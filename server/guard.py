@@ -32,8 +32,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        caller = _caller(request)
-        refused = await self._security.validate_request(request, is_post=False) or self._too_much(caller)
+        address = request.client.host if request.client else ""
+        caller = _caller(request) or address
+        refused = await self._security.validate_request(request, is_post=False) or self._too_much(caller, address)
         if refused is not None:
             await refused(scope, receive, send)
             return
@@ -45,23 +46,29 @@ class Guard:
             if not self._open[caller]:
                 del self._open[caller]
 
-    def _too_much(self, caller: str) -> Response | None:
+    def _too_much(self, caller: str, address: str) -> Response | None:
         if self._open[caller] >= AT_ONCE or self._open.total() >= AT_ONCE_ALL:
             return _refusal("Too many requests at once: wait for some to be answered.")
+        # who brings another token each time is one address
+        unknown = caller != address and caller not in self._buckets
+        if (unknown and not self._taken(address)) or not self._taken(caller):
+            return _refusal(f"More than {RATE:.0f} requests a second: slow down.")
+        return None
+
+    def _taken(self, who: str) -> bool:
+        """Takes one from a bucket, unless it is empty."""
         now = time.monotonic()
-        left, since = self._buckets.pop(caller, (BURST, now))
+        left, since = self._buckets.pop(who, (BURST, now))
         left = min(BURST, left + (now - since) * RATE)
-        self._buckets[caller] = (max(0.0, left - 1), now)
+        self._buckets[who] = (max(0.0, left - 1), now)
         if len(self._buckets) > REMEMBERED:
             self._buckets.popitem(last=False)
-        return None if left >= 1 else _refusal(f"More than {RATE:.0f} requests a second: slow down.")
+        return left >= 1
 
 
-def _caller(request: Request) -> str:
+def _caller(request: Request) -> str | None:
     token = request.headers.get("authorization")
-    if token is not None:
-        return hashlib.sha256(token.encode()).hexdigest()
-    return request.client.host if request.client else ""
+    return None if token is None else hashlib.sha256(token.encode()).hexdigest()
 
 
 def _refusal(why: str) -> Response:

@@ -6,12 +6,11 @@ import re
 from pathlib import Path
 
 import anyio.to_thread
-from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from server import results
+from server.auth import Door
 from server.backend import Backend
 from stylus.errors import Busy, DatabaseUnavailable, InvalidInput, NotFound, StylusError
 from stylus.stylus import Stylus
@@ -26,17 +25,12 @@ def input_id(stylus: Stylus, given: str, owner: str, *, mask: bool = False) -> s
     """The id in the image store of a picture given as base64, as the id of an upload, or as that of a generated image.
 
     Raises InvalidInput, and NotFound for what is not the owner's."""
-
-    def kept(data: bytes) -> str:
-        id = stylus.pictures.keep_mask(data) if mask else stylus.pictures.keep_image(data)
-        stylus.history.save_picture(id, owner)  # so that the same can be drawn again by its id
-        return id
-
+    keep = stylus.pictures.keep_mask if mask else stylus.pictures.keep_image
     if _KEPT.fullmatch(given):
         stylus.history.require_picture(given, owner)
         return given
     if _MADE.fullmatch(given.removeprefix("stylus://images/")):
-        return kept(results.read_image(stylus.history.image(given.removeprefix("stylus://images/"), owner)))
+        return keep(results.read_image(stylus.history.image(given.removeprefix("stylus://images/"), owner)), owner)
     try:
         data = base64.b64decode(re.sub(r"^data:image/[a-z+]+;base64,", "", given), validate=True)
     except binascii.Error as error:
@@ -44,18 +38,17 @@ def input_id(stylus: Stylus, given: str, owner: str, *, mask: bool = False) -> s
             f"{'mask' if mask else 'image'} is neither base64 of a picture file nor the id of an image ({error}). Pass "
             "the content of a PNG, JPEG or WebP as base64, or an id from POST /images or from generate_image."
         ) from error
-    return kept(data)
+    return keep(data, owner)
 
 
 class Images:
     """The routes `POST /images`, whose body is a picture file (`?mask=1`: a mask), and `GET /images/{id}`."""
 
-    def __init__(self, backend: Backend, *, guarded: bool) -> None:
-        """`guarded`: callers must bring a token."""
-        self._backend, self._guarded = backend, guarded
+    def __init__(self, backend: Backend, door: Door) -> None:
+        self._backend, self._door = backend, door
 
     async def upload(self, request: Request) -> Response:
-        owner = self._owner(request, "generate")
+        owner = self._door.admit(request, "generate")
         data = b""
         async for part in request.stream():
             data += part
@@ -65,9 +58,8 @@ class Images:
         def keep() -> str:
             stylus = self._backend.stylus
             mask = request.query_params.get("mask") == "1"
-            id = stylus.pictures.keep_mask(data) if mask else stylus.pictures.keep_image(data)
-            stylus.history.save_picture(id, owner)
-            return id
+            keep_it = stylus.pictures.keep_mask if mask else stylus.pictures.keep_image
+            return keep_it(data, owner)
 
         try:
             return JSONResponse({"id": await anyio.to_thread.run_sync(keep)}, status_code=201)
@@ -75,7 +67,7 @@ class Images:
             return told(error)
 
     async def download(self, request: Request) -> Response:
-        owner = self._owner(request, "read")
+        owner = self._door.admit(request, "read")
 
         def find() -> Response:
             image = self._backend.stylus.history.image(request.path_params["id"], owner)
@@ -89,16 +81,6 @@ class Images:
             return await anyio.to_thread.run_sync(find)
         except StylusError as error:
             return told(error)
-
-    def _owner(self, request: Request, scope: str) -> str:
-        if not self._guarded:
-            return ""
-        user = request.scope.get("user")
-        if not isinstance(user, AuthenticatedUser):
-            raise HTTPException(401, headers={"WWW-Authenticate": "Bearer"})
-        if scope not in user.scopes:
-            raise HTTPException(403)
-        return user.access_token.client_id
 
 
 def told(error: StylusError) -> Response:

@@ -20,6 +20,8 @@ from mcp.server.mcpserver.exceptions import (
 )
 from pydantic import AnyUrl, ValidationError
 
+from server.audit import ids_answered, ids_asked
+from server.auth import owner
 from server.backend import Backend
 from stylus.errors import NotFound, StylusError
 
@@ -27,6 +29,20 @@ from stylus.errors import NotFound, StylusError
 class StylusServer(MCPServer[Backend]):
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Backend, Any] | None = None
+    ) -> types.CallToolResult | types.InputRequiredResult:
+        if context is None:  # nobody's call
+            return await self._called(name, arguments, context)
+        schema = self._tool_input_schema(name)
+        told = {key: arguments[key] for key in (schema or {}).get("properties", {}) if key in arguments}
+        audit = context.request_context.lifespan_context.audit
+        with audit.call(name if schema else "unknown tool", owner(), told) as about:
+            about.update(ids_asked(told))
+            result = await self._called(name, arguments, context)
+            about.update(ids_answered(result))
+        return result
+
+    async def _called(
+        self, name: str, arguments: dict[str, Any], context: Context[Backend, Any] | None
     ) -> types.CallToolResult | types.InputRequiredResult:
         self._refuse_unknown(name, arguments)
         try:
@@ -48,6 +64,15 @@ class StylusServer(MCPServer[Backend]):
 
     async def read_resource(
         self, uri: AnyUrl | str, context: Context[Backend, Any] | None = None
+    ) -> Iterable[ReadResourceContents] | types.InputRequiredResult:
+        if context is None:
+            return await self._read(uri, context)
+        with context.request_context.lifespan_context.audit.call("resources/read", owner(), {}) as about:
+            about["uri"] = str(uri)[:200]
+            return await self._read(uri, context)
+
+    async def _read(
+        self, uri: AnyUrl | str, context: Context[Backend, Any] | None
     ) -> Iterable[ReadResourceContents] | types.InputRequiredResult:
         try:
             return await super().read_resource(uri, context)

@@ -8,6 +8,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Any
 
 import fsspec
@@ -25,6 +26,14 @@ SHEET = 512
 GAP = 4
 ONE_LINE = 200
 """Characters of a card's text in a result: it was written by strangers, and the agent pays for each."""
+
+
+class ImageResponses(StrEnum):
+    """What an answer shows of its pictures: nothing but links, one small picture of all, or each in full."""
+
+    OMIT = "omit"
+    THUMBNAIL = "thumbnail"
+    FULL = "full"
 
 
 class Found(BaseModel):
@@ -121,8 +130,8 @@ def tasks_of(composition: Composition) -> list[TaskResult]:
     ]
 
 
-def job_result(job: JobRecord) -> types.CallToolResult:
-    """A job as content: JSON text; for a finished one also one small picture of all its images, and links to them."""
+def job_result(job: JobRecord, shown: ImageResponses = ImageResponses.THUMBNAIL) -> types.CallToolResult:
+    """A job as content: JSON text; for a finished one also what is `shown` of its images, and links to them."""
     answer: dict[str, Any] = {"status": job.status.value, "job_id": job.id}
     if job.status in (JobStatus.QUEUED, JobStatus.RUNNING):
         answer["status"] = "running"
@@ -153,10 +162,19 @@ def job_result(job: JobRecord) -> types.CallToolResult:
             for image in job.images
         ],
     }
-    if len(job.images) > 1:
+    if len(job.images) > 1 and shown is ImageResponses.THUMBNAIL:
         answer["picture"] = "all images in order, row by row"
-    blocks: list[types.ContentBlock] = [_text(answer), contact_sheet(job.images)]
-    return _content(blocks + [_link(image) for image in job.images])
+    if gone := job.request.count - len(job.images):
+        answer["note"] = f"{gone} more of its images were deleted since."
+    return _content([_text(answer), *_shown(job.images, shown), *map(_link, job.images)])
+
+
+def _shown(images: Sequence[ImageRecord], shown: ImageResponses) -> list[types.ContentBlock]:
+    if shown is ImageResponses.OMIT:
+        return []
+    if shown is ImageResponses.THUMBNAIL:
+        return [contact_sheet(images)]
+    return [Picture(data=read_image(image), format="png").to_image_content() for image in images]
 
 
 def progress_line(job: JobRecord) -> str:

@@ -209,7 +209,7 @@ async def job(
     if action == "wait":
         return await _followed(ctx, backend, id, caller)
     act = backend.jobs.cancel if action == "cancel" else backend.jobs.get
-    return await anyio.to_thread.run_sync(lambda: results.job_result(act(id, caller)))
+    return await anyio.to_thread.run_sync(lambda: results.job_result(act(id, caller), backend.shown))
 
 
 def _composition(
@@ -291,7 +291,7 @@ async def _followed(ctx: Caller, backend: Backend, id: str, caller: str) -> type
             if record.status is JobStatus.FAILED:
                 raise ToolError(f"Job {id} failed: {record.error}")
             if record.status in FINISHED or late:
-                return await anyio.to_thread.run_sync(results.job_result, record)
+                return await anyio.to_thread.run_sync(results.job_result, record, backend.shown)
             await told.tell(record)
         await anyio.sleep(pause)
         pause = min(0.25, pause * 1.2)

@@ -214,6 +214,12 @@ class Catalog:
             among = search_index.facets(connection, filters)
             return [_adapter(row) for row in cursor.execute(query, [among, str(seed), count])]
 
+    def beginning(self, start: str, limit: int) -> list[str]:
+        """At most `limit` ids that begin with `start`, in their order; of adapters that are not hidden."""
+        query = "select id from adapters where not hidden and starts_with(id, %s) order by id limit %s"
+        with self._database.connection() as connection:
+            return [id for (id,) in connection.execute(query, [start, limit])]
+
     def reading(self) -> AbstractContextManager[psycopg.Connection[Any]]:
         """A transaction for the functions of `search_index`."""
         return self._database.connection()

@@ -7,9 +7,9 @@ caller the pool's timeout and recovery lags behind the server. Here the caller t
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psycopg
 
@@ -17,6 +17,8 @@ from stylus.embedded_postgres import EmbeddedPostgres
 from stylus.errors import DatabaseUnavailable, InvalidInput, StorageError
 from stylus.migrate import migrate
 from stylus.settings import Settings
+
+T = TypeVar("T")
 
 _MOST_CONNECTIONS = 16
 _KEPT_IDLE = 4
@@ -156,6 +158,25 @@ class Database:
         if self.embedded is not None:
             return "Try again: the embedded server is started anew by the next call."
         return "Try again once the server of STYLUS_DATABASE_URL is back; check the URL if it never was."
+
+
+def until_available(call: Callable[[], T], *, stop: threading.Event | None = None, say: Callable[[str], None]) -> T:
+    """What `call` gives once Postgres answers, however long that takes. `say` is told, once, that it is waited for, and
+    that it came. Raises DatabaseUnavailable when `stop` is set meanwhile."""
+    stop, waiting = stop or threading.Event(), False
+    while True:
+        try:
+            given = call()
+        except DatabaseUnavailable as error:
+            if not waiting:
+                say(f"Waiting for the database: {error}")
+            waiting = True
+            if stop.wait(1.0):
+                raise
+        else:
+            if waiting:
+                say("The database is there.")
+            return given
 
 
 def _first_line(error: psycopg.Error) -> str:

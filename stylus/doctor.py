@@ -40,7 +40,7 @@ def _examine_setting(settings: Settings, name: str, field: FieldInfo) -> Check:
     except StylusError as error:
         status, finding = "failed", str(error)
     return Check(
-        name=f"STYLUS_{name.upper()}",
+        name=f"STYLUS_{name.upper()}" if field.validation_alias is None else "OTEL_EXPORTER_OTLP_ENDPOINT",
         value=_masked(value),
         origin="environment" if name in settings.model_fields_set else "default",
         status=status,

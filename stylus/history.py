@@ -9,10 +9,12 @@ from stylus.database import Database
 from stylus.errors import NotFound
 from stylus.records import Composition, ImageRecord
 
-_IMAGES: LiteralString = """
-select record from images left join jobs on jobs.id = images.job_id
+_OWNED: LiteralString = """
+from images left join jobs on jobs.id = images.job_id
 where (%(owner)s::text is null or coalesce(jobs.owner, '') = %(owner)s)
 """
+_IMAGE: LiteralString = "select record || jsonb_build_object('deleted_at', deleted_at)" + _OWNED
+_IMAGES: LiteralString = "select record" + _OWNED + "and deleted_at is null "
 _AFTER: LiteralString = """
 and (images.created_at < %(created_at)s
      or images.created_at = %(created_at)s and (images.index, images.id) > (%(index)s, %(id)s))
@@ -69,22 +71,35 @@ class History:
 
     def image(self, id: str, owner: str | None = None) -> ImageRecord:
         """Raises NotFound, for that of another owner as for none at all. An image is its job's owner's."""
-        record = self._record(_IMAGES + "and images.id = %(id)s", id, owner)
+        record = self._record(_IMAGE + "and images.id = %(id)s", id, owner)
         if record is None:
             raise NotFound(f"No image has the id {id!r}. Ids come with the results of generate_image.")
+        if deleted := record.pop("deleted_at"):
+            raise NotFound(
+                f"Image {id} was deleted on {deleted[:10]}: this server keeps pictures for a time only. To draw it "
+                f"again, pass composition_id={record['composition_id']!r} and seed={record['seed']} to generate_image."
+            )
         return ImageRecord.model_validate(record)
 
-    def save_picture(self, id: str, owner: str) -> None:
-        """Remembers who brought a picture to start from."""
+    def save_picture(self, id: str, owner: str, size: int) -> None:
+        """Remembers who brings a picture of `size` bytes to start from. To be called before its file is written, so
+        that nobody deletes it as an old one."""
+        query = (
+            "insert into pictures (owner, id, bytes) values (%s, %s, %s) "
+            "on conflict (owner, id) do update set used_at = now(), bytes = excluded.bytes"
+        )
         with self._database.connection() as connection:
-            connection.execute("insert into pictures (owner, id) values (%s, %s) on conflict do nothing", [owner, id])
+            connection.execute(query, [owner, id, size])
 
     def require_picture(self, id: str, owner: str) -> None:
-        """Raises NotFound if this owner never brought it."""
+        """Marks a picture as used. Raises NotFound if this owner never brought it, or so long ago that it is gone."""
         with self._database.connection() as connection:
-            query = "select 1 from pictures where owner = %s and id = %s"
+            query = "update pictures set used_at = now() where owner = %s and id = %s returning 1"
             if connection.execute(query, [owner, id]).fetchone() is None:
-                raise NotFound(f"No picture has the id {id!r}. Ids come from POST /images; pass the picture again.")
+                raise NotFound(
+                    f"No picture has the id {id!r}. Ids come from POST /images, and old pictures are deleted in time: "
+                    "pass the picture again."
+                )
 
     def recent_images(self, limit: int, owner: str | None = None, *, before: str | None = None) -> list[ImageRecord]:
         """The newest first, those saved at once in their order; with `before`, what comes after that image in this

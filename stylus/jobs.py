@@ -24,9 +24,10 @@ from procrastinate.exceptions import ConnectorException
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from stylus import telemetry
 from stylus.database import Database
 from stylus.errors import Busy, NotFound
-from stylus.records import JobRecord, JobStatus, OnProgress, Progress, Request
+from stylus.records import JobRecord, JobStatus, OnProgress, Progress, QueueCounts, Request
 
 TASK = "generate"
 LIMIT = 200
@@ -48,7 +49,7 @@ FROM jobs WHERE (%(owner)s::text IS NULL OR owner = %(owner)s) AND
 """
 _BY_ID = _JOB + "id = %(value)s"
 _BY_REQUEST_ID = _JOB + "request_id = %(value)s"
-_IMAGES = "SELECT record FROM images WHERE job_id = %s ORDER BY index"
+_IMAGES = "SELECT record FROM images WHERE job_id = %s AND deleted_at IS NULL ORDER BY index"
 _UNFINISHED = """
 SELECT count(*), count(*) FILTER (WHERE owner = %(owner)s) FROM jobs WHERE status IN ('queued', 'running')
 """
@@ -107,6 +108,14 @@ class Jobs:
                 self._defer(connection, id, queue_of(request), priority=-backlog)
         return self.get(id)
 
+    def counts(self) -> QueueCounts:
+        """How many of everything, over all owners and workers."""
+        with self._database.connection() as connection:
+            jobs = connection.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall()
+            (images,) = connection.execute("SELECT count(*) FROM images").fetchone() or (0,)
+            workers = connection.execute("SELECT id, last_heartbeat FROM procrastinate_workers").fetchall()
+        return QueueCounts(jobs=dict(jobs), images=images, workers=dict(workers))
+
     def _backlog(self, connection: psycopg.Connection[Any], owner: str) -> int:
         """How many unfinished jobs the owner has. Raises Busy."""
         unfinished, own = connection.execute(_UNFINISHED, {"owner": owner}).fetchone() or (0, 0)
@@ -119,7 +128,9 @@ class Jobs:
 
     def _defer(self, connection: psycopg.Connection[Any], id: str, queue: str, priority: int) -> None:
         try:
-            self._app.configure_task(TASK, queue=queue, priority=priority, connection=connection).defer(id=id)
+            self._app.configure_task(TASK, queue=queue, priority=priority, connection=connection).defer(
+                id=id, trace=telemetry.context()
+            )
         except ConnectorException as error:
             # procrastinate wraps what the connection raised; unwrapped, our pool translates it like everything else
             raise (error.__cause__ or error) from error

@@ -18,6 +18,7 @@ from stylus.history import History
 from stylus.records import Adapter, ContentFilter, ImageRecord, MaskMode, OnProgress, Rating, Request
 from stylus.safetensors_header import read_header
 from stylus.settings import Settings
+from stylus.telemetry import stage
 
 if TYPE_CHECKING:
     # torch and diffusers take seconds to import: a client that only searches should not wait for them
@@ -63,22 +64,23 @@ class Pictures:
         with self._opening:
             return self._generator
 
-    def keep_image(self, data: bytes) -> str:
+    def keep_image(self, data: bytes, owner: str = "") -> str:
         """Keeps a picture to start from; its id is for `Request.image`. Raises InvalidInput and StorageError."""
         from stylus.generation.inputs import clean_picture
 
-        return self._keep_input(clean_picture(data))
+        return self._keep_input(clean_picture(data), owner)
 
-    def keep_mask(self, data: bytes) -> str:
+    def keep_mask(self, data: bytes, owner: str = "") -> str:
         """Keeps a mask; its id is for `Request.mask`. Raises InvalidInput and StorageError."""
         from stylus.generation.inputs import clean_mask
 
-        return self._keep_input(clean_mask(data))
+        return self._keep_input(clean_mask(data), owner)
 
-    def _keep_input(self, png: bytes) -> str:
+    def _keep_input(self, png: bytes, owner: str) -> str:
         from stylus.generation.store import write
 
         id = hashlib.sha256(png).hexdigest()
+        self.history.save_picture(id, owner, len(png))
         write(self.settings.store_url, f"inputs/{id}.png", png)
         return id
 
@@ -124,7 +126,10 @@ class Pictures:
     ) -> "tuple[list[Rendered], dict[str, Adapter]]":
         adapters = self._fetched(request, on_progress)
         inputs = self._inputs(request)
-        return self.generator.render(request, adapters, on_progress, inputs=inputs, preview=preview), adapters
+        family = request.composition.base_model.value
+        with stage("generate", base_model=family, images=request.count, adapters=len(adapters)):
+            rendered = self.generator.render(request, adapters, on_progress, inputs=inputs, preview=preview)
+        return rendered, adapters
 
     def replay(self, location: str, on_progress: OnProgress | None = None) -> Replay:
         """Makes the picture at `location` again from the record inside it, with all the images it was rendered beside.

@@ -410,6 +410,17 @@ class JobStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class QueueCounts(Record):
+    """The queue of all workers, in numbers."""
+
+    jobs: Mapping[JobStatus, int]
+    """All there ever were, by how they stand."""
+    images: int
+    """Made ever, those deleted since included."""
+    workers: Mapping[int, datetime]
+    """Number of a worker -> its last sign of life; silent ones are forgotten after a while."""
+
+
 class JobRecord(Record):
     """A generation on the queue."""
 

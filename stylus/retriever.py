@@ -13,6 +13,7 @@ from stylus.embedder import Embedder
 from stylus.ranking import fold, fuse
 from stylus.records import Adapter, Filters, Match
 from stylus.serving import Serving
+from stylus.telemetry import stage
 
 MOST_KEYWORDS = 32
 """Each costs an embedding and a search."""
@@ -31,6 +32,7 @@ class Retriever:
         self._catalog = catalog
         self._serving = Serving(catalog, embedder)
 
+    @stage("search")
     def retrieve(
         self,
         prompt: str,

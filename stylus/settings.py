@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stylus.errors import SettingsError
@@ -40,10 +41,26 @@ class Settings(BaseSettings):
     vae_tiling: bool = Field(False, description="decode large pictures in tiles: less memory, faint seams")
     compile: bool = Field(False, description="torch.compile the denoiser: minutes at the first picture, faster after")
     adapter_cache_gb: float = Field(2.0, gt=0, description="adapters kept on the device, and as much in main memory")
+    keep_days: float | None = Field(None, gt=0, description="older pictures are deleted; unset: none")
+    keep_gb: float | None = Field(None, gt=0, description="the oldest pictures on top of so many GB are deleted")
     content_filter: ContentFilter = Field(
         ContentFilter.OFF, description="off, flag or block pictures made with adapters rated mature"
     )
     tokens: SecretStr | None = Field(None, description="bearer tokens for HTTP, separated by commas")
+    url: str | None = Field(
+        None, description="URL of /mcp as clients know it, behind a proxy; unset: the address that is bound"
+    )
+    oauth_issuer: str | None = Field(None, description="authorization server whose tokens (JWT) are taken over HTTP")
+    oauth_jwks: str | None = Field(None, description="URL of its keys; unset: as its metadata says")
+    audit: str = Field("off", description="the server's audit log: off, stderr or a file")
+    audit_prompts: bool = Field(False, description="the audit log also holds prompts")
+    otlp_endpoint: str | None = Field(
+        None,
+        validation_alias=AliasChoices(
+            "otlp_endpoint", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
+        ),
+        description="where spans go; this and the other OTEL_* variables are OpenTelemetry's own",
+    )
     civitai_key: SecretStr | None = Field(None, description="API key of Civitai: many downloads ask for one")
     civitai_url: str = Field("https://civitai.com", description="Civitai, or a mirror of it")
 
@@ -65,6 +82,17 @@ class Settings(BaseSettings):
             if family not in set(BaseModelFamily) or (separator and not re.fullmatch(r"[\w.-]+", name)):
                 known = ", ".join(BaseModelFamily)
                 raise ValueError(f"{key!r} is not FAMILY or FAMILY:NAME; families are {known}")
+        return value
+
+    @field_validator("url", "oauth_issuer", "oauth_jwks")
+    @classmethod
+    def _https(cls, value: str | None) -> str | None:
+        """As text: an issuer is compared character by character."""
+        if value is not None:
+            parts = urlsplit(value)
+            loopback = parts.hostname in ("127.0.0.1", "localhost", "::1")
+            if not parts.hostname or (parts.scheme != "https" and not (parts.scheme == "http" and loopback)):
+                raise ValueError(f"{value!r} is not an https:// URL")
         return value
 
     @classmethod

@@ -36,9 +36,11 @@ from stylus.records import (
     Task,
 )
 from stylus.reranker import open_reranker
+from stylus.retention import Retention
 from stylus.retriever import Retriever
 from stylus.rules import separate
 from stylus.settings import Settings
+from stylus.telemetry import stage
 from stylus.weights import normalised
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class Stylus:
         self.norms = Norms(self.database)
         self.composer = open_composer(self.settings, CompositionCache(self.database))
         self.reranker = open_reranker(self.settings)
+        self.retention = Retention(self.database, self.settings)
         self.pictures = Pictures(self.settings, self.catalog, self.history, judge)
 
     @property
@@ -84,6 +87,7 @@ class Stylus:
         asked = [core(keyword) for keyword in keywords(prompt)]
         return self.retriever.retrieve(prompt, keywords=asked, filters=filters or Filters(), limit=limit)
 
+    @stage("compose")
     def compose(
         self,
         prompt: str,

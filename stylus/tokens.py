@@ -4,14 +4,16 @@ import hashlib
 import secrets
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Literal
+from typing import Literal, get_args
 
 from stylus.database import Database
 from stylus.errors import InvalidInput, NotFound
 from stylus.records import Record
 
-Scope = Literal["read", "generate"]
-"""`read` searches, composes and looks at what is the caller's own; `generate` also draws."""
+Scope = Literal["read", "generate", "metrics"]
+"""`read` searches, composes and looks at what is the caller's own; `generate` also draws; `metrics` sees the numbers of
+GET /metrics, and alone nothing else."""
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 class Token(Record):

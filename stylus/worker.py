@@ -14,7 +14,6 @@ from typing import Any, Protocol, TypeVar
 
 import procrastinate
 import psycopg
-from opentelemetry import trace
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job
 from procrastinate.manager import JobManager
@@ -23,9 +22,10 @@ from stylus.database import Database
 from stylus.errors import Cancelled, DatabaseUnavailable, StylusError
 from stylus.jobs import FAIR, LOCK, QUEUED, TASK, as_json
 from stylus.records import ImageRecord, JobStatus, OnProgress, Progress, Request
+from stylus.retention import Retention
+from stylus.telemetry import stage
 
 logger = logging.getLogger(__name__)
-tracer = trace.get_tracer("stylus")
 T = TypeVar("T")
 
 HEARTBEAT = 3.0
@@ -35,6 +35,8 @@ STALLED = 20.0
 which holds the interpreter lock; too short only costs work that is done twice and kept once."""
 DEATHS = 5
 """A job that was running when so many workers ended is what ends them."""
+PRUNE, PRUNE_AT = "prune", "*/10 * * * *"
+"""The task that deletes old pictures, and when."""
 IN_A_ROW = 8
 """Jobs that a worker takes from its own queue while others may wait in front of them."""
 
@@ -61,7 +63,7 @@ WHERE id = %(id)s AND attempt = %(attempt)s AND status = 'running'
 _RETRY_STALLED = """
 WITH stalled AS (
     SELECT job.id FROM procrastinate_jobs job
-    WHERE job.status = 'doing' AND job.task_name = %(task)s AND NOT EXISTS (
+    WHERE job.status = 'doing' AND NOT EXISTS (
         SELECT 1 FROM procrastinate_workers worker
         WHERE worker.id = job.worker_id AND worker.last_heartbeat > now() - make_interval(secs => %(seconds)s))
     FOR UPDATE OF job SKIP LOCKED
@@ -74,6 +76,7 @@ class Renderer(Protocol):
     """What a worker needs of Stylus."""
 
     database: Database
+    retention: Retention
 
     def generate(self, what: Request, *, on_progress: OnProgress, job_id: str) -> list[ImageRecord]: ...
 
@@ -98,7 +101,7 @@ class OwnFirst(JobManager):  # type: ignore[misc]  # procrastinate is read as un
                 self._taken += 1
                 return job
         job = await super().fetch_job(queues, worker_id)
-        if job is not None:
+        if job is not None and job.task_name == TASK:
             self._own, self._taken = job.queue, 0
         return job
 
@@ -138,7 +141,10 @@ class Worker:
         connector = procrastinate.PsycopgConnector(conninfo=url, min_size=1, max_size=4, timeout=10)
         app = procrastinate.App(connector=connector)
         app.job_manager = OwnFirst(connector)
-        app.task(name=TASK, retry=_RETRY)(lambda id: self._perform(id, stop))
+        app.task(name=TASK, retry=_RETRY)(lambda id, trace=None: self._perform(id, trace, stop))
+        prune = app.task(name=PRUNE)(lambda timestamp: self._prune())
+        if self._stylus.retention.on:
+            app.periodic(cron=PRUNE_AT)(prune)  # of all workers that defer it at a time, procrastinate takes one
         async with app.open_async():
             worker = asyncio.create_task(
                 app.run_worker_async(
@@ -181,10 +187,15 @@ class Worker:
     def retry_stalled(self) -> int:
         """Gives the jobs of workers without a heartbeat back to the queue; returns how many."""
         with self._database.connection() as connection:
-            rows = connection.execute(_RETRY_STALLED, {"task": TASK, "seconds": self._stalled}).fetchall()
+            rows = connection.execute(_RETRY_STALLED, {"seconds": self._stalled}).fetchall()
         if rows:
             logger.warning("Gave %d job(s) of ended workers back to the queue.", len(rows))
         return len(rows)
+
+    def _prune(self) -> None:
+        gone = self._stylus.retention.apply()
+        if gone:
+            logger.info("Deleted %d old pictures, %d bytes.", len(gone), sum(one.bytes for one in gone))
 
     def rank(self) -> None:
         """Lets the waiting jobs of each owner move up (`jobs.FAIR`)."""
@@ -192,8 +203,9 @@ class Worker:
             connection.execute(LOCK)
             connection.execute(FAIR)
 
-    def _perform(self, id: str, stop: threading.Event) -> None:
-        """The body of a job. Whatever happens to it, its row says so; only Postgres being away leaves it running."""
+    def _perform(self, id: str, trace: dict[str, str] | None, stop: threading.Event) -> None:
+        """The body of a job, in the `trace` of the call that asked for it. Whatever happens to it, its row says so;
+        only Postgres being away leaves it running."""
         starting = Progress(stage="starting")
         started = self._until_database(stop, lambda: self._execute(_START, id=id, progress=as_json(starting)))
         if started is None:
@@ -211,12 +223,9 @@ class Worker:
             finish(JobStatus.FAILED, f"{deaths} workers ended while they worked on this job: it is not tried again.")
             return
 
-        spans = _Spans(id)
-
         def report(progress: Progress) -> None:
             if stop.is_set():
                 raise _HandedBack("The worker is stopping.")
-            spans.enter(progress.stage)
             try:
                 row = self._execute(_REPORT, id=id, attempt=attempt, progress=as_json(progress))
             except DatabaseUnavailable:
@@ -229,7 +238,8 @@ class Worker:
         try:
             self.rank()
             report(starting)
-            self._stylus.generate(Request.model_validate(content), job_id=id, on_progress=report)
+            with stage("job", trace, job_id=id, attempt=attempt):
+                self._stylus.generate(Request.model_validate(content), job_id=id, on_progress=report)
         except _HandedBack:
             hand_back()
             raise
@@ -247,8 +257,6 @@ class Worker:
             finish(JobStatus.FAILED, text)
         else:
             finish(JobStatus.DONE)
-        finally:
-            spans.end()
 
     def _execute(self, statement: str, **values: Any) -> tuple[Any, ...] | None:
         with self._database.connection() as connection:
@@ -263,27 +271,6 @@ class Worker:
             except DatabaseUnavailable:
                 if stop.wait(0.5):
                     raise
-
-
-class _Spans:
-    """An OpenTelemetry span for each stage of a job, under one for the job. Nothing where no SDK is set up."""
-
-    def __init__(self, id: str) -> None:
-        self._job = tracer.start_span("stylus.job", attributes={"stylus.job.id": id})
-        self._stage: tuple[str, trace.Span] | None = None
-
-    def enter(self, stage: str) -> None:
-        if self._stage is None or self._stage[0] != stage:
-            self._leave()
-            self._stage = stage, tracer.start_span(f"stylus.{stage}", trace.set_span_in_context(self._job))
-
-    def end(self) -> None:
-        self._leave()
-        self._job.end()
-
-    def _leave(self) -> None:
-        if self._stage is not None:
-            self._stage[1].end()
 
 
 def _stopper(stop: threading.Event) -> Callable[[int, Any], None]:

@@ -24,6 +24,8 @@ from stylus.records import (
     Progress,
     Request,
 )
+from stylus.retention import Retention
+from stylus.settings import Settings
 from stylus.worker import IN_A_ROW, Worker
 
 
@@ -32,6 +34,7 @@ class Painter:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self.retention = Retention(database, Settings.model_validate({}))
         self.steps = 5
         self.started: list[str] = []
         self.failure: Callable[[], None] = lambda: None

@@ -1,6 +1,6 @@
 """Commands that run and look after the service: server, worker, database, doctor."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -22,22 +22,62 @@ def serve(
     http: Annotated[bool, typer.Option("--http", help="Streamable HTTP at /mcp; default: stdio.")] = False,
     host: Annotated[str, typer.Option(help="Address to bind; others than loopback need tokens.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8765,
+    image_responses: Annotated[
+        Literal["omit", "thumbnail", "full"],
+        typer.Option(help="Pictures inside answers: none, one small one of all, or each in full."),
+    ] = "thumbnail",
 ) -> None:
     """Serve the tools to MCP clients, with one generation worker inside."""
     from server.app import run
+    from server.results import ImageResponses
 
-    run(Settings.read(), http=http, host=host, port=port)
+    run(Settings.read(), http=http, host=host, port=port, shown=ImageResponses(image_responses))
 
 
 @app.command()
-def worker() -> None:
+def worker(
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Serve this worker's times to Prometheus, without a token.")
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address for that.")] = "127.0.0.1",
+) -> None:
     """Work on queued generations: run it on each GPU machine, with the same database and image store."""
+    from stylus.database import until_available
     from stylus.stylus import Stylus
+    from stylus.telemetry import exported, served
     from stylus.worker import Worker
 
-    with Stylus() as stylus:
+    settings = Settings.read()
+    with (
+        exported(settings),
+        served(metrics_host, metrics_port),
+        until_available(lambda: Stylus(settings), say=terminal.print) as stylus,
+    ):
         terminal.print("Working on queued generations. Stop with Ctrl-C.")
         Worker(stylus).run()
+
+
+@app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete the pictures that STYLUS_KEEP_DAYS and STYLUS_KEEP_GB don't let stay; workers do so every ten minutes."""
+    from stylus.database import Database
+    from stylus.retention import Retention
+
+    settings = Settings.read()
+    with Database.open(settings) as database:
+        retention = Retention(database, settings)
+        gone = retention.overdue() if dry_run else retention.apply()
+    if as_json:
+        print_json([one.model_dump(mode="json") for one in gone])
+        return
+    if not retention.on:
+        typer.echo("All pictures are kept: neither STYLUS_KEEP_DAYS nor STYLUS_KEEP_GB is set.")
+        return
+    size = sum(one.bytes for one in gone) / 1e6
+    typer.echo(f"{'Would delete' if dry_run else 'Deleted'} {len(gone):,} pictures, {size:,.1f} MB.")
 
 
 @app.command()
@@ -114,13 +154,15 @@ def _show_database(status: dict[str, Any], as_json: bool) -> None:
 def add_token(
     name: Annotated[str, typer.Argument(help="Who gets it: owns the jobs and images made with it.")],
     read_only: Annotated[bool, typer.Option("--read-only", help="May search and compose, and not draw.")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="May read /metrics and nothing else.")] = False,
 ) -> None:
     """Make a token and print it, this once: only its hash is kept. A running server asks for it from its next start."""
     from stylus.database import Database
-    from stylus.tokens import Tokens
+    from stylus.tokens import Scope, Tokens
 
     with Database.open(Settings.read()) as database:
-        typer.echo(Tokens(database).add(name, ["read"] if read_only else ["read", "generate"]))
+        scopes: list[Scope] = ["metrics"] if metrics else ["read"] if read_only else ["read", "generate"]
+        typer.echo(Tokens(database).add(name, scopes))
 
 
 @token_app.command("list")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from stylus.generation.checkpoints import LoadedPipeline
 from stylus.generation.inputs import pixels
+from stylus.telemetry import stage
 
 BLACK = 2
 """Of 255: a picture without anything lighter is taken for broken down."""
@@ -20,6 +21,7 @@ def encoded(loaded: LoadedPipeline, image: Image.Image) -> Tensor:
     return shifted.to(loaded.dtype)
 
 
+@stage("decode")
 def decoded(loaded: LoadedPipeline, latent: Tensor) -> Image.Image | None:
     """The picture of one image's latents [1, channels, height, width]; None where numbers aren't finite."""
     vae = loaded.pipeline.vae

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stylus.generation.checkpoints import LoadedPipeline
 from stylus.generation.families import Text
+from stylus.telemetry import stage
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Texts:
     """Of classifier-free guidance."""
 
 
+@stage("denoise")
 def denoise(
     loaded: LoadedPipeline,
     texts: Texts,

@@ -19,6 +19,7 @@ from stylus.generation.provenance import provenance
 from stylus.generation.rendering import Rendering
 from stylus.generation.settling import settle
 from stylus.records import Adapter, BaseModelFamily, Mask, OnProgress, Progress, Request
+from stylus.telemetry import CACHE_BYTES, stage
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Generator:
         checkpoints.check(family, request.checkpoint)
         with self._turns.taken(report):
             start = time.perf_counter()
-            loaded = checkpoints.open(family, request.checkpoint)
+            with stage("load_checkpoint"):
+                loaded = checkpoints.open(family, request.checkpoint)
             opened = time.perf_counter()
             settled = settle(request, loaded, inputs)
             missing = [id for id in settled.used if id not in adapters]
@@ -93,7 +95,8 @@ class Generator:
                 # files are read while the text is encoded and the first steps run, as far as these don't need them
                 with loaded.adapters.loading([adapters[id] for id in settled.used], on_loaded) as loading:
                     rendering = Rendering(request, settled, loaded, loading, report, at_once, preview)
-                    rendering.encode()
+                    with stage("encode"):
+                        rendering.encode()
                     pictures = rendering.pictures()
             except RuntimeError as error:
                 if not out_of_memory(error):
@@ -105,6 +108,9 @@ class Generator:
                 ) from error
             finally:
                 loaded.adapters.all_off()
+                held = [pipeline.adapters for pipeline in checkpoints.loaded()]
+                CACHE_BYTES.labels("device").set(sum(adapters.size for adapters in held))
+                CACHE_BYTES.labels("memory").set(sum(adapters.files.size for adapters in held))
             rest = time.perf_counter() - opened - loading.seconds
         spent = {"checkpoint": opened - start, "load": loading.seconds, "generate": rest}
         rendered = []

@@ -18,6 +18,7 @@ from stylus.errors import UnsupportedAdapter
 from stylus.generation.adapter_files import AdapterWeights, read_adapter, tensor_names
 from stylus.generation.adapter_keys import Shapes
 from stylus.records import Adapter, BaseModelFamily
+from stylus.telemetry import stage
 
 if TYPE_CHECKING:
     from stylus.generation.adapters import Resident, ResidentAdapters
@@ -105,16 +106,22 @@ class Loading:
         for error in [read.exception() for read in self._reads.values() if read.done()]:
             if error is not None and not isinstance(error, UnsupportedAdapter):
                 raise error
-        for adapter in self._adapters:
-            if adapter.id in ids and adapter.id not in self.ready and adapter.id not in self.left_out:
-                start = time.perf_counter()
-                try:
-                    self.ready[adapter.id] = self._held.present(adapter) or self._admitted(adapter)
-                except UnsupportedAdapter as error:
-                    self.left_out[adapter.id] = f"Left out: {error}"
-                self.seconds += time.perf_counter() - start
-                self._report()
+        settled = {*self.ready, *self.left_out}
+        wanted = [adapter for adapter in self._adapters if adapter.id in ids and adapter.id not in settled]
+        if wanted:
+            start = time.perf_counter()
+            with stage("load", adapters=len(wanted)):
+                for adapter in wanted:
+                    self._settle(adapter)
+            self.seconds += time.perf_counter() - start
         return {id: self.ready[id] for id in ids if id in self.ready}
+
+    def _settle(self, adapter: Adapter) -> None:
+        try:
+            self.ready[adapter.id] = self._held.present(adapter) or self._admitted(adapter)
+        except UnsupportedAdapter as error:
+            self.left_out[adapter.id] = f"Left out: {error}"
+        self._report()
 
     def _admitted(self, adapter: Adapter) -> "Resident":
         read = self._reads.get(adapter.id)

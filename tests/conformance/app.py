@@ -22,16 +22,17 @@ from tests.conformance import fixtures
 TOKEN = "of-the-suite"  # noqa: S105
 
 
-def server(url: str) -> StylusServer:
-    # the database is asked for no token, since the environment's come first
-    backend = Backend(Settings.model_validate({"tokens": TOKEN, "database_url": "postgresql://127.0.0.1:1/none"}))
-
+def server(backend: Backend, url: str) -> StylusServer:
     @contextlib.asynccontextmanager
     async def lifespan(_: MCPServer[Backend]) -> AsyncIterator[Backend]:
         yield backend
 
     made = StylusServer(
-        name="conformance", version="1", lifespan=lifespan, token_verifier=Verifier(backend), auth=auth_settings(url)
+        name="conformance",
+        version="1",
+        lifespan=lifespan,
+        token_verifier=Verifier(backend, url),
+        auth=auth_settings(url, None),
     )
     fixtures.register(made)
     _methods(made)
@@ -69,7 +70,9 @@ def with_token(app: ASGIApp) -> ASGIApp:
 
 def main() -> None:
     port = int(sys.argv[1])
-    app = http_app(server(f"http://127.0.0.1:{port}/mcp"), "127.0.0.1", port)
+    # the database is asked for no token, since the environment's come first
+    backend = Backend(Settings.model_validate({"tokens": TOKEN, "database_url": "postgresql://127.0.0.1:1/none"}))
+    app = http_app(server(backend, f"http://127.0.0.1:{port}/mcp"), backend, "127.0.0.1", port)
     config = uvicorn.Config(with_token(app), port=port, log_config=None, access_log=False)
     asyncio.run(uvicorn.Server(config).serve())
 

@@ -5,7 +5,7 @@ For what is about the process and not about pictures: signals, waiting, a databa
 call waits for its images. A picture takes a twentieth of a second a step.
 """
 
-import sys
+import argparse
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,10 +15,12 @@ from PIL import Image
 
 from server.app import run
 from server.backend import Backend
+from server.results import ImageResponses
 from stylus.pictures import image_id
 from stylus.records import ImageRecord, OnProgress, Progress, Request
 from stylus.settings import Settings
 from stylus.stylus import Stylus
+from stylus.telemetry import exported
 from stylus.worker import Worker
 
 
@@ -41,15 +43,22 @@ def _picture(stylus: Stylus, what: Request, job_id: str, index: int) -> ImageRec
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("wait", type=float)
+    parser.add_argument("how", nargs="?", default="stdio")
+    parser.add_argument("--image-responses", type=ImageResponses, default=ImageResponses.THUMBNAIL)
+    parser.add_argument("--warm", action="store_true", help="open the database at the start, as the real one does")
+    options = parser.parse_args()
+    settings = Settings.read()
     Stylus.generate = draw  # type: ignore[method-assign, assignment]
-    Backend.open_soon = lambda self: None  # type: ignore[method-assign]
-    wait, *how = sys.argv[1:]
-    if how:
+    if not options.warm:
+        Backend.open_soon = lambda self: None  # type: ignore[method-assign]
+    if options.how != "stdio":
         Worker.__init__.__kwdefaults__ = {"heartbeat": 0.5, "stalled": 4.0}
-    if how == ["worker"]:
-        with Stylus(Settings.read()) as stylus:
+    if options.how == "worker":
+        with exported(settings), Stylus(settings) as stylus:
             Worker(stylus).run()
-    elif how:
-        run(Settings.read(), http=True, port=int(how[0]), wait=float(wait))
+    elif options.how == "stdio":
+        run(settings, wait=options.wait, shown=options.image_responses)
     else:
-        run(Settings.read(), wait=float(wait))
+        run(settings, http=True, port=int(options.how), wait=options.wait, shown=options.image_responses)

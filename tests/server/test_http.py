@@ -10,7 +10,7 @@ import pytest
 
 from server.auth import security
 from tests.server import world
-from tests.server.conftest import http_server
+from tests.server.conftest import PATIENCE, http_server
 
 PING = {
     "jsonrpc": "2.0",
@@ -73,11 +73,11 @@ def test_only_exact_hosts_and_origins() -> None:
 
 def serve(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "server", "--http", *options]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
-def test_without_tokens_only_loopback_is_bound(tmp_path: Path) -> None:
-    ended = serve(world.environment("postgresql://127.0.0.1:1/none", tmp_path, tmp_path), "--host", "0.0.0.0")  # noqa: S104
+def test_without_tokens_only_loopback_is_bound(database_url: str, tmp_path: Path) -> None:
+    ended = serve(world.environment(database_url, tmp_path, tmp_path), "--host", "0.0.0.0")  # noqa: S104
     assert ended.returncode != 0
     assert "STYLUS_TOKENS" in ended.stderr
     assert "Traceback" not in ended.stderr

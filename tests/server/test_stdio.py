@@ -1,6 +1,8 @@
 """A server process and its surroundings: the wire, signals, a database that goes away."""
 
+import base64
 import contextlib
+import io
 import json
 import os
 import signal
@@ -9,16 +11,21 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psycopg
 import pytest
+from mcp.types import ImageContent, ResourceLink
+from PIL import Image
 
+from stylus.database import Database
 from stylus.embedded_postgres import EmbeddedPostgres
+from stylus.jobs import Jobs
 from stylus.migrate import migrate
 from tests.server import world
 from tests.server.conftest import Session
 from tests.server.test_tools import answer, text
+from tests.test_jobs import request, until
 
 NOISY = """
 import os
@@ -82,9 +89,9 @@ class Wire:
 
 
 @contextlib.contextmanager
-def wire(environment: dict[str, str], *arguments: str) -> Iterator[Wire]:
-    command = [sys.executable, *arguments]
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+def wire(environment: dict[str, str], *arguments: str, stderr: IO[bytes] | None = None) -> Iterator[Wire]:
+    command, pipe = [sys.executable, *arguments], subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=stderr) as process:
         yield Wire(process)
         process.kill()
 
@@ -176,3 +183,38 @@ def test_a_database_that_goes_away_is_told_and_its_return_needs_nothing(reachabl
     assert answer(session.call("generate_image", **STAR))["status"] == "done"
     session.close()
     again.close()
+
+
+def test_a_server_that_starts_without_its_database_says_so_and_works_once_it_is_there(
+    reachable: Path, tmp_path: Path
+) -> None:
+    postgres = EmbeddedPostgres(reachable / "postgres")
+    migrate(postgres.url)
+    with Database(postgres.url) as database:
+        job = Jobs(database).submit(request())
+    postgres.close()
+    environment = world.environment(postgres.url, tmp_path, tmp_path / "data")
+    with (tmp_path / "log").open("wb") as log, wire(environment, *SLOW, "40", "--warm", stderr=log) as server:
+        server.send(HELLO, READY)
+        assert "result" in server.until(1)
+        until(lambda: b"Waiting for the database" in (tmp_path / "log").read_bytes(), 60)
+        again = EmbeddedPostgres(reachable / "postgres")
+        with Database(again.url) as database:  # nobody calls a tool, and what waits on the queue is drawn
+            until(lambda: Jobs(database).get(job.id).status == "done", 60)
+        assert b"The database is there" in (tmp_path / "log").read_bytes()
+    again.close()
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+def test_answers_show_as_much_of_the_pictures_as_the_server_was_told(environment: dict[str, str], mode: str) -> None:
+    shown: dict[str, list[str | None]] = {}
+    for how in ("omit", "thumbnail", "full"):
+        session = Session(world.stdio(environment, [*SLOW, "40", "--image-responses", how]), mode)
+        result = session.call("generate_image", **STAR, count=2, request_id="the same job each time")
+        assert len([block for block in result.content if isinstance(block, ResourceLink)]) == 2
+        pictures = [base64.b64decode(block.data) for block in result.content if isinstance(block, ImageContent)]
+        shown[how] = [Image.open(io.BytesIO(picture)).format for picture in pictures]
+        for image, picture in zip(answer(result)["images"], pictures, strict=False):
+            assert how != "full" or Path(image["path"]).read_bytes() == picture
+        session.close()
+    assert shown == {"omit": [], "thumbnail": ["JPEG"], "full": ["PNG", "PNG"]}

@@ -15,6 +15,7 @@ from mcp.types import (
     CallToolResult,
     ImageContent,
     ResourceLink,
+    ResourceTemplateReference,
     TextContent,
     TextResourceContents,
 )
@@ -135,13 +136,39 @@ def test_adapters_are_read_by_ids_with_colons_and_slashes(session: Session, uri:
     assert "file" not in card
 
 
-def test_the_resources_are_told(session: Session) -> None:
+def completed(session: Session, template: str, name: str, start: str) -> list[str]:
+    ref = ResourceTemplateReference(uri=template)
+    return session.run(lambda client: client.complete(ref, {"name": name, "value": start})).completion.values
+
+
+def test_arguments_of_templates_are_completed(session: Session) -> None:
     templates = session.run(lambda client: client.list_resource_templates()).resource_templates
-    assert {template.uri_template for template in templates} == {
-        "stylus://images/{id}",
-        "stylus://adapters/{+id}",
-        "stylus://compositions/{id}",
-    }
+    assert {template.uri_template for template in templates} == {*TEMPLATES, "stylus://compositions/{id}"}
+    adapters, catalog, images = TEMPLATES
+    assert completed(session, adapters, "id", "test:s") == ["test:slash/name", "test:star"]
+    assert completed(session, adapters, "id", "%") == []
+    assert completed(session, catalog, "base_model", "sd") == ["sd15", "sdxl", "sd3"]
+    assert completed(session, catalog, "category", "Sty") == ["style"]
+    assert completed(session, images, "id", "") == []
+    listed = read_json(session, "stylus://catalog/sdxl/object")
+    assert [adapter["id"] for adapter in listed["adapters"]] == ["test:large"]
+
+
+TEMPLATES = ("stylus://adapters/{+id}", "stylus://catalog/{base_model}/{category}", "stylus://images/{id}")
+
+
+def test_lists_say_how_long_they_hold_where_the_era_knows_that(session: Session) -> None:
+    async def hints(client: Client) -> tuple[bool, Any, Any]:
+        tools = await client.list_tools()
+        card = await client.read_resource("stylus://adapters/test:star")
+        return client.protocol_version >= "2026", tools, card
+
+    modern, tools, card = session.run(hints)
+    if modern:
+        assert (tools.ttl_ms, tools.cache_scope) == (600_000, "public")
+        assert (card.ttl_ms, card.cache_scope) == (60_000, "private")
+    else:
+        assert "ttl_ms" not in tools.model_fields_set
 
 
 @pytest.mark.parametrize(
@@ -152,6 +179,7 @@ def test_the_resources_are_told(session: Session) -> None:
         "stylus://adapters/test:nope",
         "stylus://adapters/../../etc/passwd",
         "stylus://images/..%2F..%2Fetc%2Fpasswd",
+        "stylus://catalog/sd15/nope",
         "stylus://elsewhere/x",
     ],
 )
