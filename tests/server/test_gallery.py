@@ -198,7 +198,7 @@ def test_a_weight_is_changed_and_drawn_again_by_keyboard(
 
     beside.focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("weight => document.querySelector('[type=range]').value === weight", arg=weight)
+    page.get_by_text(f"{float(weight):.2f}", exact=True).wait_for()
     page.keyboard.press("Escape")
     page.locator("#grid button:focus").wait_for()
     assert page.evaluate("document.activeElement.dataset.id") != id_of(star)
