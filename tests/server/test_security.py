@@ -281,27 +281,31 @@ def test_orders_in_a_card_reach_results_as_data_only(served: Served) -> None:
     assert hit <= {"name", "description", "trigger_words", "why"}
     assert max(len(match["name"]), len(match["description"]), *map(len, match["trigger_words"])) <= 200
     assert json.loads(card)["id"] == "test:evil"
-    assert found.isprintable()
-    assert card.isprintable()
+    assert all(text.isprintable() for text in (match["name"], match["description"], match["why"], card))
+    assert "".join(match["trigger_words"]).isprintable()
     failed, text = served.call("anna", "generate_image", prompt="a star", adapters=[{"id": "test:evil", "weight": 99}])
     assert failed
     assert "Ignore" not in text
 
 
 def test_a_flood_is_held_back_and_the_server_still_answers(served: Served) -> None:
-    async def flood() -> list[int]:
+    async def pour() -> list[int]:
         # a connection for each request: one that is used again may be closed by the server while it is taken up
-        limits = httpx.Limits(max_connections=AT_ONCE + 20, max_keepalive_connections=0)
+        limits = httpx.Limits(max_connections=AT_ONCE // 10 + 2, max_keepalive_connections=0)
         headers = {"Authorization": "Bearer flood"}
         async with httpx.AsyncClient(
             base_url=served.origin, limits=limits, timeout=PATIENCE, headers=headers
         ) as client:
-            requests = (client.post("/mcp", json=PING, headers=ACCEPT) for _ in range(2000))
+            requests = (client.post("/mcp", json=PING, headers=ACCEPT) for _ in range(200))
             return [answer.status_code for answer in await asyncio.gather(*requests)]
+
+    async def flood() -> list[int]:
+        # ten clients, since the time of httpx's pool grows with the square of what waits in it
+        return [status for statuses in await asyncio.gather(*(pour() for _ in range(10))) for status in statuses]
 
     statuses = asyncio.run(flood())
     assert set(statuses) <= {401, 429}
-    assert len(statuses) > AT_ONCE
+    assert len(statuses) == 2000
     with served.http("anna") as client:
         assert client.get("/health").status_code == 200
     assert served.made("anna")["status"] == "done"

@@ -143,7 +143,7 @@ def completed(session: Session, template: str, name: str, start: str) -> list[st
 
 def test_arguments_of_templates_are_completed(session: Session) -> None:
     templates = session.run(lambda client: client.list_resource_templates()).resource_templates
-    assert {template.uri_template for template in templates} == {*TEMPLATES, "stylus://compositions/{id}"}
+    assert {template.uri_template for template in templates} >= {*TEMPLATES, "stylus://compositions/{id}"}
     adapters, catalog, images = TEMPLATES
     assert completed(session, adapters, "id", "test:s") == ["test:slash/name", "test:star"]
     assert completed(session, adapters, "id", "%") == []
@@ -166,7 +166,7 @@ def test_lists_say_how_long_they_hold_where_the_era_knows_that(session: Session)
     modern, tools, card = session.run(hints)
     if modern:
         assert (tools.ttl_ms, tools.cache_scope) == (600_000, "public")
-        assert (card.ttl_ms, card.cache_scope) == (60_000, "private")
+        assert (card.ttl_ms, card.cache_scope) == (0, "private")
     else:
         assert "ttl_ms" not in tools.model_fields_set
 
