@@ -26,7 +26,7 @@ class Resident:
     """An adapter that is attached to the models."""
 
     name: str
-    """What peft calls it: ids hold characters that module names may not."""
+    """What its layers call it."""
     sha256: str
     scale: float
     components: frozenset[str]

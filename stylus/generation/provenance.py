@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stylus.generation.generator import Rendered
     from stylus.generation.settling import Settled
 
-PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "pillow")
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "pillow")
 MAX_RECORD = 2**20
 """Bytes of a text chunk that are read back; ours have a few thousand, strangers' can be bombs."""
 
