@@ -84,8 +84,8 @@ def test_one_trace_holds_the_call_and_every_stage_of_its_rendering_by_a_worker(
         "stylus.job": "call",
         "stylus.generate": "stylus.job",
         "stylus.load_checkpoint": "stylus.generate",
-        "stylus.load": "stylus.generate",
-        "stylus.encode": "stylus.load",
+        "stylus.encode": "stylus.generate",
+        "stylus.load": "stylus.denoise",
         "stylus.denoise": "stylus.generate",
         "stylus.decode": "stylus.generate",
     }

@@ -202,6 +202,7 @@ while status:
 """Processes that draw, one after the other until one comes to its end; forked, since importing takes seconds."""
 
 
+@pytest.mark.timeout(600)
 def test_killed_anywhere_it_draws_nothing_twice_and_gives_the_same(stylus: Stylus, tmp_path: Path) -> None:
     plan = PLAN.model_copy(update={"start_prompts": 0})
     (tmp_path / "plan.json").write_text(plan.model_dump_json())
