@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
@@ -95,10 +95,13 @@ def ids_answered(result: object) -> dict[str, Any]:
     if not isinstance(result, types.CallToolResult):
         return {}
     answer = result.structured_content
-    if answer is None and isinstance(result.content[0], types.TextContent):
-        answer = json.loads(result.content[0].text)
-    found: dict[str, Any] = {key: answer[key] for key in ("job_id", "composition_id") if answer and key in answer}
-    if answer and (images := answer.get("images")):
+    if answer is None and result.content and isinstance(result.content[0], types.TextContent):
+        with suppress(ValueError):  # other text than an object of ours names no ids
+            answer = json.loads(result.content[0].text)
+    if not isinstance(answer, dict):
+        return {}
+    found: dict[str, Any] = {key: answer[key] for key in ("job_id", "composition_id") if key in answer}
+    if images := answer.get("images"):
         found["images"] = [image["uri"].rpartition("/")[2] for image in images]
     return found
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import httpx2
+import mcp_types as types
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -23,7 +24,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.audit import Audit
+from server.audit import Audit, ids_answered
 from server.backend import Backend
 from server.metrics import Queue
 from server.oauth import Issuer
@@ -343,3 +344,17 @@ def test_errors_and_cancelled_calls_are_told_apart(tmp_path: Path) -> None:
     written = (tmp_path / "audit.jsonl").read_text()
     assert [json.loads(line)["outcome"] for line in written.splitlines()] == ["error", "cancelled"]
     assert PROMPT not in written
+
+
+@pytest.mark.parametrize(
+    ("texts", "ids"),
+    [
+        (['{"job_id": "j", "images": [{"uri": "stylus://images/i"}]}'], {"job_id": "j", "images": ["i"]}),
+        (["plain words", "{}"], {}),
+        (["[1]"], {}),
+        ([], {}),
+    ],
+)
+def test_an_answer_of_any_form_is_let_through(texts: list[str], ids: dict[str, Any]) -> None:
+    result = types.CallToolResult(content=[types.TextContent(type="text", text=text) for text in texts])
+    assert ids_answered(result) == ids
