@@ -237,7 +237,9 @@ def test_killed_anywhere_it_draws_nothing_twice_and_gives_the_same(stylus: Stylu
     assert len(Ledger.of(stylus.database, folder).pictures()) == len(made) == len(pictures) == PICTURES - 8
     for one in pictures:
         other = folder / one.path.relative_to(undisturbed.folder)
-        assert Image.open(other).tobytes() == Image.open(one.path).tobytes()
+        # in another process, sums of floats may be taken in another order: at most one level of 255
+        first, second = (np.asarray(Image.open(path), dtype=np.int16) for path in (other, one.path))
+        assert np.abs(first - second).max() <= 1
 
 
 def test_references_are_folders_or_files_of_the_same_features(tmp_path: Path, clip: ClipModel) -> None:
