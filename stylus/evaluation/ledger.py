@@ -9,8 +9,6 @@ process was killed before it could write rows are taken in, and not drawn again.
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +23,8 @@ from pydantic import ValidationError
 from stylus.database import Database
 from stylus.errors import Busy, InvalidInput, NotFound, StorageError
 from stylus.evaluation.protocol import Mode, Plan, Unit
+from stylus.generation import store
 from stylus.generation.provenance import read
-from stylus.generation.store import reason
 from stylus.records import Composition, Policy, Request
 
 PLAN = "evaluation.json"
@@ -223,17 +221,10 @@ class Ledger:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file so that a kill leaves the old one or the new one, and never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        store.write_whole(path, data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path} can't be written: {reason(error)}") from error
+        raise StorageError(f"{path} can't be written: {store.reason(error)}") from error
 
 
 def _asked(request: Mapping[str, Any]) -> str:
