@@ -43,6 +43,8 @@ class RerankedComposer:
         seed: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> Draft:
+        if len(matches) <= KEPT:  # none would leave
+            return self.composer.compose(prompt, matches, limits, temperature, seed, on_progress)
         try:
             ranked, usage = _ranked(self.reranker, prompt, matches, on_progress)
             best = ranked[:KEPT]

@@ -55,12 +55,15 @@ def evaluate_pocket(
     from stylus.evaluation.reference import POCKET
     from stylus.generation.families import DEFAULTS
     from stylus.ingest import ingest_pocket
+    from stylus.pocket import RERANKER
     from stylus.pocket.judge import Judge
     from stylus.records import BaseModelFamily
+    from stylus.reranker import LOCAL
     from stylus.settings import Settings
     from stylus.stylus import Stylus
 
-    settings = Settings.read()
+    read = Settings.read()
+    settings = read if read.reranker else read.model_copy(update={"reranker": f"{LOCAL}{RERANKER}"})
     every = pocket_prompts()
     chosen, missing = _arms(arms, settings)
     plan = Plan(

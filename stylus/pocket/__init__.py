@@ -24,6 +24,9 @@ CLIP = ROOT / "clip"
 JUDGE = ROOT / "judge.safetensors"
 """Weights of the independent classifier in `stylus.pocket.judge`."""
 
+RERANKER = ROOT / "reranker"
+"""A sentence-transformers `CrossEncoder` folder: the reranker that the evaluation compares with."""
+
 Kind = Literal["subject", "style", "background"]
 Quality = Literal[
     "good",
