@@ -83,6 +83,12 @@ def test_pictures_that_were_not_kept_or_were_changed(stylus: Stylus, tmp_path: P
             Request(composition=COMPOSITION, **fields)
 
 
+def test_a_mask_of_other_proportions_is_found_before_anything_is_queued(stylus: Stylus) -> None:
+    image, mask = stylus.pictures.keep_image(png()), stylus.pictures.keep_mask(png("white", (64, 32)))
+    with pytest.raises(InvalidInput, match=r"64x32.*64x64.*proportions"):
+        stylus.request(COMPOSITION, image=image, mask=mask)
+
+
 def test_damaged_files_are_found_before_anything_is_queued(stylus: Stylus, tmp_path: Path) -> None:
     path = tmp_path / "one.safetensors"
     path.write_bytes(b"<html>not found</html>" * 20)
