@@ -44,7 +44,8 @@ def read_bytes(location: str) -> bytes:
     except FileNotFoundError as error:
         raise NotFound(f"the image file {location} is gone: it was moved or deleted. Generate it again.") from error
     except (OSError, ValueError, ImportError) as error:
-        raise StorageError(f"the image {location} can't be read: {reason(error)}") from error
+        remedy = "Name an image file that this user may read, or the URL of one."
+        raise StorageError(f"the image {location} can't be read: {reason(error, remedy)}") from error
 
 
 def write_whole(path: Path, data: bytes) -> Path:
@@ -63,13 +64,15 @@ def write_whole(path: Path, data: bytes) -> Path:
     return path
 
 
-def reason(error: Exception) -> str:
+def reason(
+    error: Exception, remedy: str = "Set STYLUS_STORE to a folder or fsspec URL that this user may write."
+) -> str:
     """What went wrong and what to do about it."""
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full. Free some space, or set STYLUS_STORE to another folder or fsspec URL."
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "no right to write or read there. Set STYLUS_STORE to a folder or fsspec URL that this user may write."
+        return f"no right to write or read there. {remedy}"
     if isinstance(error, ImportError):
         return f"{error}. Install that package (for s3:// the extra `s3`), or set STYLUS_STORE to a folder."
-    return f"{error}. Set STYLUS_STORE to a folder or fsspec URL that can be written."
+    return f"{error}. {remedy}"
