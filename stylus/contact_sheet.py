@@ -30,7 +30,7 @@ def contact_sheet(headings: Sequence[str], rows: Sequence[Row]) -> Image.Image:
     starts = _group_starts(rows[0].groups)
     sheet = Image.new("RGB", (starts[-1] + GAP, sum(heights) + LINE + 3 * GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for heading, x in zip(headings, starts, strict=False):
+    for heading, x in zip(headings, starts[:-1], strict=True):
         draw.text((x, GAP), heading, INK, _font(15))
     top = LINE + 3 * GAP
     for row, lines, height in zip(rows, wrapped, heights, strict=True):

@@ -65,6 +65,16 @@ def test_errors_are_sentences_with_exit_code_one(shell: Shell) -> None:
         assert "Traceback" not in ran.stderr
 
 
+def test_pictures_are_named_although_their_sheet_can_not_be_written(shell: Shell, tmp_path: Path) -> None:
+    shell.json("ingest", "pocket")
+    ran = shell("generate", "a red star", "--steps", "2", "--sheet", str(tmp_path / "sheet.xyz"))
+    assert (ran.returncode, "name a .png file" in ran.stderr) == (1, True)
+    location = ran.stdout.split()[-1]
+    again = tmp_path / "new folder" / "again.png"
+    ran = shell("replay", location, "--out", str(again))
+    assert (ran.returncode, again.is_file()) == (0, True), ran.stderr
+
+
 def test_bad_setting_is_named(shell: Shell) -> None:
     ran = shell("search", "star", STYLUS_CHECKPOINTS="sd15")
     assert ran.returncode == 1
