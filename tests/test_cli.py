@@ -2,14 +2,21 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from stylus.cli.output import INTERRUPTED, interruptible
+from stylus.records import Progress
 from stylus.settings import Settings
+
+COMMAND = [sys.executable, "-c", "from stylus.cli import main; main()"]
 
 
 class Shell:
@@ -21,7 +28,7 @@ class Shell:
         self.environment = {**os.environ, **ours}
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from stylus.cli import main; main()", *arguments]
+        command = [*COMMAND, *arguments]
         return subprocess.run(
             command, env={**self.environment, **environment}, capture_output=True, text=True, check=False, timeout=120
         )
@@ -106,3 +113,61 @@ def test_folder_with_a_bad_file_goes_on_and_says_so(shell: Shell, tmp_path: Path
     ran = shell("ingest", "folder", str(tmp_path), "--json")
     assert ran.returncode == 3
     assert json.loads(ran.stdout)["problems"][0]["file"].endswith("broken.safetensors")
+
+
+def test_ctrl_c_ends_within_a_step(shell: Shell, settings: Settings, tmp_path: Path) -> None:
+    preview = tmp_path / "preview.png"
+    command = [*COMMAND, "generate", "a red star", "--policy", "none", "--steps", "200", "--preview", str(preview)]
+    process = subprocess.Popen(
+        command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not preview.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (INTERRUPTED, "")
+    assert "Cancelled." in error
+    assert "Traceback" not in error
+    assert not list(settings.data.glob("images/*"))
+
+
+def test_ctrl_c_before_there_is_progress_ends_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), interruptible(lambda progress: None):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_twice_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as caught, interruptible(lambda progress: None) as report:
+        report(Progress(stage="generating"))
+        signal.raise_signal(signal.SIGINT)
+        assert "Ctrl-C again" in capfd.readouterr().err
+        report(Progress(stage="generating"))
+    assert caught.value.exit_code == INTERRUPTED
+    with pytest.raises(KeyboardInterrupt), interruptible(lambda progress: None) as report:
+        report(Progress(stage="generating"))
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+
+BUSY = """
+import threading, time, torch
+from stylus import cli
+
+def work():
+    while True:
+        torch.ones(200, 200) @ torch.ones(200, 200)
+
+def interrupted():
+    raise SystemExit(130)
+
+threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+cli.app = interrupted
+cli.main()
+"""
+
+
+def test_ctrl_c_while_a_thread_is_inside_torch() -> None:
+    """Python 3.11 to 3.13 end such a thread so that the whole process aborts."""
+    ran = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stderr) == (INTERRUPTED, "")
