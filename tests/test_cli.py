@@ -60,6 +60,7 @@ def test_errors_are_sentences_with_exit_code_one(shell: Shell) -> None:
         (["compose", " "], "empty"),
         (["compose", "a star", "--adapter", "pocket:nothing"], "search"),
         (["compose", "a star", "--adapter", "pocket:nothing=heavy"], "heavy"),
+        (["compose", "a star", "--adapter", "nothing"], "stylus search"),
         (["generate", "a star", "--count", "10000"], "64"),
         (["generate", "a star", "--count", "0"], "1"),
         (["generate"], "prompt"),

@@ -37,6 +37,9 @@ def _picks(adapters: list[str] | None) -> list[Pick] | None:
     if not adapters:
         return None
     pairs = [text.partition("=") for text in adapters]
+    for id, _, _ in pairs:
+        if ":" not in id:
+            raise InvalidInput(f"{id!r} is no adapter's id, as pocket:star is one: `stylus search` finds them.")
     # pydantic reads the number, so that "=heavy" is refused like any other bad value
     return [Pick.model_validate({"id": id, "weight": weight or None}) for id, _, weight in pairs]
 
@@ -118,7 +121,7 @@ def generate(
     height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
     mask: Annotated[Path | None, typer.Option(help="With --image: white is drawn anew, black is kept.")] = None,
-    strength: Annotated[float | None, typer.Option(help="With --image: how much may change, 0 to 1.")] = None,
+    strength: Annotated[float | None, typer.Option(help="With --image: how much may change, above 0, to 1.")] = None,
     hires: Annotated[bool, typer.Option("--hires", help="A second pass at twice the width and height.")] = False,
     checkpoint: Annotated[str | None, typer.Option(help="One of several checkpoints of the family, by name.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Where to write a rough picture (PNG) now and then.")] = None,
