@@ -181,7 +181,10 @@ class Pictures:
         try:
             data = read_bytes(location(self.settings.store_url, f"inputs/{id}.png"))
         except NotFound as error:
-            raise NotFound(f"no picture {id[:16]}… is kept here: pass the picture itself again.") from error
+            raise NotFound(
+                f"no picture {id[:16]}… is kept here: pass the picture itself again. To replay what was made from it, "
+                "set STYLUS_STORE to the store that it was made in."
+            ) from error
         if hashlib.sha256(data).hexdigest() != id:
             raise InvalidInput(f"the picture {id[:16]}… was changed in the store: pass the picture itself again.")
         return kept(data)
