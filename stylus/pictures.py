@@ -112,6 +112,9 @@ class Pictures:
         """Renders here and now, saves the PNG files and their history, and returns the records, in image order. Weights
         that are not here yet are fetched from their source before; with `preview`, a rough picture is written there
         now and then."""
+        from stylus.generation.store import check
+
+        check(self.settings.store_url)
         rendered, adapters = self._render(request, on_progress, preview)
         records = [self._keep(image, request, [adapters[id] for id in image.adapters], job_id) for image in rendered]
         self.history.save_images(records)

@@ -4,6 +4,9 @@ import errno
 import os
 import re
 import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -18,13 +21,30 @@ def write(store_url: str, name: str, data: bytes) -> str:
     Raises StorageError that says what to do."""
     if not re.fullmatch(r"(inputs/)?[A-Za-z0-9_-]{1,100}\.png", name):
         raise InvalidInput(f"{name!r} can't name an image file: use letters, digits, - and _.")
-    try:
+    with _saving(store_url):
         filesystem, root = fsspec.core.url_to_fs(store_url)
         if isinstance(filesystem, LocalFileSystem):
             return str(write_whole(Path(root) / name, data))
         path = f"{root.rstrip('/')}/{name}"
         filesystem.pipe_file(path, data)  # object stores show an object when it is complete, not before
         return str(filesystem.unstrip_protocol(path))
+
+
+def check(store_url: str) -> None:
+    """Finds, before pictures are drawn, that they could not be saved there, as far as that shows without a request.
+
+    Raises StorageError that says what to do."""
+    with _saving(store_url):
+        filesystem, root = fsspec.core.url_to_fs(store_url)
+        if isinstance(filesystem, LocalFileSystem):
+            Path(root).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=root).close()
+
+
+@contextmanager
+def _saving(store_url: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, ImportError, NotImplementedError) as error:
         raise StorageError(f"the image can't be saved in {store_url}: {reason(error)}") from error
 
