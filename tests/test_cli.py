@@ -99,7 +99,8 @@ def test_unreachable_database_is_named(shell: Shell) -> None:
 
 
 def test_doctor_names_every_setting(shell: Shell) -> None:
-    checks = {check["name"]: check for check in shell.json("doctor")}
+    ran = shell("doctor", "--json", STYLUS_STORE="nosuch://bucket")
+    checks = {check["name"]: check for check in json.loads(ran.stdout)}
     ours = {f"STYLUS_{name.upper()}" for name in Settings.model_fields if name != "otlp_endpoint"}
     assert set(checks) == ours | {"OTEL_EXPORTER_OTLP_ENDPOINT"}
     assert checks["STYLUS_DATABASE_URL"]["value"] == "****"
@@ -107,6 +108,8 @@ def test_doctor_names_every_setting(shell: Shell) -> None:
     assert checks["STYLUS_DATABASE_URL"]["status"] == "warning"
     assert "stylus ingest" in checks["STYLUS_DATABASE_URL"]["finding"]
     assert checks["STYLUS_EMBEDDER"]["status"] == "ok"
+    assert (ran.returncode, checks["STYLUS_STORE"]["status"]) == (1, "failed")
+    assert "Protocol not known: nosuch" in checks["STYLUS_STORE"]["finding"]
 
 
 def test_folder_with_a_bad_file_goes_on_and_says_so(shell: Shell, tmp_path: Path) -> None:
