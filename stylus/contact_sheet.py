@@ -4,10 +4,10 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 CELL, GAP, TEXT_WIDTH, LINE = 128, 6, 400, 17
-"""Pixels: edge of a picture, space between things, width of the text column, height of a line."""
+"""Pixels: longer edge of a picture, space between things, width of the text column, height of a line."""
 COLUMNS = 58
 """Characters in a line of the text column."""
 PAPER, INK, FAINT = "#fbfaf7", "#1b1b1f", "#6d6d75"
@@ -30,7 +30,7 @@ def contact_sheet(headings: Sequence[str], rows: Sequence[Row]) -> Image.Image:
     starts = _group_starts(rows[0].groups)
     sheet = Image.new("RGB", (starts[-1] + GAP, sum(heights) + LINE + 3 * GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for heading, x in zip(headings, starts, strict=False):
+    for heading, x in zip(headings, starts[:-1], strict=True):
         draw.text((x, GAP), heading, INK, _font(15))
     top = LINE + 3 * GAP
     for row, lines, height in zip(rows, wrapped, heights, strict=True):
@@ -57,7 +57,7 @@ def _group_starts(groups: Sequence[Sequence[Image.Image]]) -> list[int]:
 
 
 def _fit(picture: Image.Image) -> Image.Image:
-    return picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
+    return ImageOps.pad(picture.convert("RGB"), (CELL, CELL), Image.Resampling.LANCZOS, PAPER)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

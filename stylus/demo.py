@@ -11,18 +11,19 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcp import Client, StdioServerParameters
+from mcp import Client, MCPError, StdioServerParameters
 from mcp_types import BlobResourceContents
 from PIL import Image
 from rich.console import Console
 
 from stylus.contact_sheet import Row, contact_sheet
-from stylus.errors import StylusError
+from stylus.errors import StorageError, StylusError
 from stylus.ingest import ingest_pocket
 from stylus.pocket import PocketPrompt, prompts
 from stylus.pocket.judge import Judge
@@ -50,26 +51,48 @@ def run_demo(out: Path, terminal: Console, scripted: Sequence[PocketPrompt] | No
     """Plays the `scripted` prompts (those marked for the demo, if none are given) through a server of its own.
 
     Writes `out`/contact-sheet.png and the single PNG files; returns the share of requested concepts that the judge sees
-    with and without adapters, the mean seconds of each stage, and the paths of the pictures.
+    with and without adapters, the mean seconds of each stage, and the paths of the pictures. Raises StylusError.
     """
     scripted = scripted or [prompt for prompt in prompts() if prompt.demo]
-    out.mkdir(parents=True, exist_ok=True)
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     with Stylus() as stylus:
         report = ingest_pocket(stylus.catalog, stylus.embedder)
     terminal.print(f"Catalog: {', '.join(f'{count} {what}' for what, count in report.model_dump().items())}")
-    scenes = asyncio.run(_drive_server(scripted, terminal))
+    try:
+        scenes = asyncio.run(_drive_server(scripted, terminal))
+    except BaseExceptionGroup as errors:
+        raise _told(errors) from errors
     wanted = sum(len(scene.prompt.concepts) * COUNT for scene in scenes)
     rates = {who: sum(scene.shown[who] for scene in scenes) / wanted for who in ("base", "stylus")}
     seconds = {stage: sum(scene.seconds[stage] for scene in scenes) / len(scenes) for stage in scenes[0].seconds}
-    images = [str(path) for i, scene in enumerate(scenes) for path in _save_pictures(scene, out, i)]
     sheet = out / "contact-sheet.png"
-    contact_sheet(["base model alone", "Stylus, same seeds"], [_row(scene) for scene in scenes]).save(sheet)
+    with _writing(out):
+        images = [str(path) for i, scene in enumerate(scenes) for path in _save_pictures(scene, out, i)]
+        contact_sheet(["base model alone", "Stylus, same seeds"], [_row(scene) for scene in scenes]).save(sheet)
     terminal.print(f"Concepts shown, by the judge: base {rates['base']:.0%}, Stylus {rates['stylus']:.0%}. See {sheet}")
     return {
         "concept_rate": {who: round(rate, 4) for who, rate in rates.items()},
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
         "images": [str(sheet), *images],
     }
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"the pictures can't be kept in {out} ({error.strerror}): name another folder.") from error
+
+
+def _told(error: BaseException) -> BaseException:
+    """What went wrong inside the client's task groups, in words if it is of ours or of the protocol."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, MCPError):
+        return StylusError(f"the server of the demo broke off ({error}): see what it said, and `stylus doctor`.")
+    return error
 
 
 async def _drive_server(scripted: Sequence[PocketPrompt], terminal: Console) -> list[Scene]:

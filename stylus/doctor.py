@@ -77,6 +77,13 @@ def _data(settings: Settings) -> Finding:
     return ("warning", f"only {gigabytes}: make room") if free < LOW_DISK else ("ok", gigabytes)
 
 
+def _store(settings: Settings) -> Finding:
+    from stylus.generation.store import check
+
+    check(settings.store_url)
+    return "ok", f"{settings.store_url} (nothing was written)"
+
+
 def _embedder(settings: Settings) -> Finding:
     from stylus.embedder import Embedder
 
@@ -133,6 +140,7 @@ def _civitai_url(settings: Settings) -> Finding:
 _PROBES: dict[str, Callable[[Settings], Finding]] = {
     "database_url": _database,
     "data": _data,
+    "store": _store,
     "embedder": _embedder,
     "composer": _composer,
     "vision": _vision,

@@ -112,6 +112,9 @@ class Pictures:
         """Renders here and now, saves the PNG files and their history, and returns the records, in image order. Weights
         that are not here yet are fetched from their source before; with `preview`, a rough picture is written there
         now and then."""
+        from stylus.generation.store import check
+
+        check(self.settings.store_url)
         rendered, adapters = self._render(request, on_progress, preview)
         records = [self._keep(image, request, [adapters[id] for id in image.adapters], job_id) for image in rendered]
         self.history.save_images(records)
@@ -181,7 +184,10 @@ class Pictures:
         try:
             data = read_bytes(location(self.settings.store_url, f"inputs/{id}.png"))
         except NotFound as error:
-            raise NotFound(f"no picture {id[:16]}… is kept here: pass the picture itself again.") from error
+            raise NotFound(
+                f"no picture {id[:16]}… is kept here: pass the picture itself again. To replay what was made from it, "
+                "set STYLUS_STORE to the store that it was made in."
+            ) from error
         if hashlib.sha256(data).hexdigest() != id:
             raise InvalidInput(f"the picture {id[:16]}… was changed in the store: pass the picture itself again.")
         return kept(data)

@@ -2,14 +2,21 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from stylus.cli.output import INTERRUPTED, interruptible
+from stylus.records import Progress
 from stylus.settings import Settings
+
+COMMAND = [sys.executable, "-c", "from stylus.cli import main; main()"]
 
 
 class Shell:
@@ -21,7 +28,7 @@ class Shell:
         self.environment = {**os.environ, **ours}
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from stylus.cli import main; main()", *arguments]
+        command = [*COMMAND, *arguments]
         return subprocess.run(
             command, env={**self.environment, **environment}, capture_output=True, text=True, check=False, timeout=120
         )
@@ -53,6 +60,7 @@ def test_errors_are_sentences_with_exit_code_one(shell: Shell) -> None:
         (["compose", " "], "empty"),
         (["compose", "a star", "--adapter", "pocket:nothing"], "search"),
         (["compose", "a star", "--adapter", "pocket:nothing=heavy"], "heavy"),
+        (["compose", "a star", "--adapter", "nothing"], "stylus search"),
         (["generate", "a star", "--count", "10000"], "64"),
         (["generate", "a star", "--count", "0"], "1"),
         (["generate"], "prompt"),
@@ -63,6 +71,16 @@ def test_errors_are_sentences_with_exit_code_one(shell: Shell) -> None:
         assert ran.returncode == 1, (arguments, ran.stdout, ran.stderr)
         assert words in ran.stderr
         assert "Traceback" not in ran.stderr
+
+
+def test_pictures_are_named_although_their_sheet_can_not_be_written(shell: Shell, tmp_path: Path) -> None:
+    shell.json("ingest", "pocket")
+    ran = shell("generate", "a red star", "--steps", "2", "--sheet", str(tmp_path / "sheet.xyz"))
+    assert (ran.returncode, "name a .png file" in ran.stderr) == (1, True)
+    location = ran.stdout.split()[-1]
+    again = tmp_path / "new folder" / "again.png"
+    ran = shell("replay", location, "--out", str(again))
+    assert (ran.returncode, again.is_file()) == (0, True), ran.stderr
 
 
 def test_bad_setting_is_named(shell: Shell) -> None:
@@ -81,7 +99,8 @@ def test_unreachable_database_is_named(shell: Shell) -> None:
 
 
 def test_doctor_names_every_setting(shell: Shell) -> None:
-    checks = {check["name"]: check for check in shell.json("doctor")}
+    ran = shell("doctor", "--json", STYLUS_STORE="nosuch://bucket")
+    checks = {check["name"]: check for check in json.loads(ran.stdout)}
     ours = {f"STYLUS_{name.upper()}" for name in Settings.model_fields if name != "otlp_endpoint"}
     assert set(checks) == ours | {"OTEL_EXPORTER_OTLP_ENDPOINT"}
     assert checks["STYLUS_DATABASE_URL"]["value"] == "****"
@@ -89,6 +108,8 @@ def test_doctor_names_every_setting(shell: Shell) -> None:
     assert checks["STYLUS_DATABASE_URL"]["status"] == "warning"
     assert "stylus ingest" in checks["STYLUS_DATABASE_URL"]["finding"]
     assert checks["STYLUS_EMBEDDER"]["status"] == "ok"
+    assert (ran.returncode, checks["STYLUS_STORE"]["status"]) == (1, "failed")
+    assert "Protocol not known: nosuch" in checks["STYLUS_STORE"]["finding"]
 
 
 def test_folder_with_a_bad_file_goes_on_and_says_so(shell: Shell, tmp_path: Path) -> None:
@@ -96,3 +117,61 @@ def test_folder_with_a_bad_file_goes_on_and_says_so(shell: Shell, tmp_path: Path
     ran = shell("ingest", "folder", str(tmp_path), "--json")
     assert ran.returncode == 3
     assert json.loads(ran.stdout)["problems"][0]["file"].endswith("broken.safetensors")
+
+
+def test_ctrl_c_ends_within_a_step(shell: Shell, settings: Settings, tmp_path: Path) -> None:
+    preview = tmp_path / "preview.png"
+    command = [*COMMAND, "generate", "a red star", "--policy", "none", "--steps", "200", "--preview", str(preview)]
+    process = subprocess.Popen(
+        command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not preview.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (INTERRUPTED, "")
+    assert "Cancelled." in error
+    assert "Traceback" not in error
+    assert not list(settings.data.glob("images/*"))
+
+
+def test_ctrl_c_before_there_is_progress_ends_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), interruptible(lambda progress: None):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_twice_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as caught, interruptible(lambda progress: None) as report:
+        report(Progress(stage="generating"))
+        signal.raise_signal(signal.SIGINT)
+        assert "Ctrl-C again" in capfd.readouterr().err
+        report(Progress(stage="generating"))
+    assert caught.value.exit_code == INTERRUPTED
+    with pytest.raises(KeyboardInterrupt), interruptible(lambda progress: None) as report:
+        report(Progress(stage="generating"))
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+
+BUSY = """
+import threading, time, torch
+from stylus import cli
+
+def work():
+    while True:
+        torch.ones(200, 200) @ torch.ones(200, 200)
+
+def interrupted():
+    raise SystemExit(130)
+
+threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+cli.app = interrupted
+cli.main()
+"""
+
+
+def test_ctrl_c_while_a_thread_is_inside_torch() -> None:
+    """Python 3.11 to 3.13 end such a thread so that the whole process aborts."""
+    ran = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stderr) == (INTERRUPTED, "")

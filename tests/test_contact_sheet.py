@@ -21,6 +21,18 @@ def test_pictures_stand_in_their_groups() -> None:
     assert text_column.min() < 80
 
 
+def test_each_group_has_one_heading() -> None:
+    """One more would be cut off at the edge."""
+    with pytest.raises(ValueError, match="argument"):
+        contact_sheet(["left", "right"], [Row("a title", [], [[square("red")]])])
+
+
+def test_a_wide_picture_stays_wide() -> None:
+    sheet = contact_sheet(["left"], [Row("a title", [], [[Image.new("RGB", (64, 32), "red")]])])
+    red = (np.asarray(sheet) == (255, 0, 0)).all(axis=2)
+    assert (red.any(axis=0).sum(), red.any(axis=1).sum()) == (CELL, CELL // 2)
+
+
 def test_no_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one row"):
         contact_sheet(["left"], [])

@@ -7,6 +7,7 @@ from PIL import Image
 from rich.console import Console
 
 from stylus.demo import COUNT, run_demo
+from stylus.errors import StorageError, StylusError
 from stylus.pocket import prompts
 from stylus.settings import Settings
 
@@ -31,6 +32,23 @@ def test_demo_draws_judges_and_writes_pictures(
     assert sizes[0][0] > 1000
     assert set(sizes[1:]) == {(64, 64)}
     assert prompt.text in terminal.export_text()
+
+
+def test_a_demo_that_can_not_go_on_says_why(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings.database_url is not None
+    monkeypatch.setenv("STYLUS_DATABASE_URL", settings.database_url.get_secret_value())
+    monkeypatch.setenv("STYLUS_DATA", str(settings.data))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="name another folder"):
+        run_demo(tmp_path / "file", Console(quiet=True))
+    monkeypatch.setenv("STYLUS_STORE", "nosuch://bucket")
+    with pytest.raises(StylusError, match=r"generate_image.*Protocol not known: nosuch"):
+        run_demo(tmp_path / "out", Console(quiet=True))
+    monkeypatch.setenv("STYLUS_AUDIT", str(tmp_path / "file" / "audit.log"))
+    with pytest.raises(StylusError, match="the server of the demo broke off"):
+        run_demo(tmp_path / "out", Console(quiet=True))
 
 
 def test_eight_prompts_are_marked_for_the_demo() -> None:

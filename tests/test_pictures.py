@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from stylus.errors import AdapterFileError, GenerationError, InvalidInput, NotFound
-from stylus.records import ContentFilter, Rating, Request
+from stylus.errors import AdapterFileError, GenerationError, InvalidInput, NotFound, StorageError
+from stylus.records import ContentFilter, Progress, Rating, Request
 from stylus.settings import Settings
 from stylus.stylus import Stylus
 from tests.generation import tiny
@@ -72,7 +72,7 @@ def test_inpainting_by_ids(stylus: Stylus, tmp_path: Path) -> None:
 
 
 def test_pictures_that_were_not_kept_or_were_changed(stylus: Stylus, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="pass the picture itself again"):
+    with pytest.raises(NotFound, match=r"pass the picture itself again.*replay.*STYLUS_STORE"):
         stylus.request(COMPOSITION, image="0" * 64)
     id = stylus.pictures.keep_image(png())
     (tmp_path / "store" / "inputs" / f"{id}.png").write_bytes(png("blue"))
@@ -83,6 +83,12 @@ def test_pictures_that_were_not_kept_or_were_changed(stylus: Stylus, tmp_path: P
             Request(composition=COMPOSITION, **fields)
 
 
+def test_a_mask_of_other_proportions_is_found_before_anything_is_queued(stylus: Stylus) -> None:
+    image, mask = stylus.pictures.keep_image(png()), stylus.pictures.keep_mask(png("white", (64, 32)))
+    with pytest.raises(InvalidInput, match=r"64x32.*64x64.*proportions"):
+        stylus.request(COMPOSITION, image=image, mask=mask)
+
+
 def test_damaged_files_are_found_before_anything_is_queued(stylus: Stylus, tmp_path: Path) -> None:
     path = tmp_path / "one.safetensors"
     path.write_bytes(b"<html>not found</html>" * 20)
@@ -91,6 +97,21 @@ def test_damaged_files_are_found_before_anything_is_queued(stylus: Stylus, tmp_p
     path.unlink()
     with pytest.raises(NotFound, match=r"test:one.*is gone"):
         stylus.request(COMPOSITION)
+
+
+def test_a_store_that_can_not_be_written_is_found_before_anything_is_drawn(
+    settings: Settings, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for store in (str(tmp_path / "file"), "nosuch://bucket/images"):
+        configured = {"checkpoints": {"sd15": str(folder)}, "device": "cpu", "store": store}
+        seen: list[Progress] = []
+        with (
+            Stylus(settings.model_copy(update=configured)) as stylus,
+            pytest.raises(StorageError, match="STYLUS_STORE"),
+        ):
+            stylus.generate(tiny.composition(), steps=3, on_progress=seen.append)
+        assert not seen
 
 
 def test_a_replay_says_what_differs(stylus: Stylus, tmp_path: Path) -> None:

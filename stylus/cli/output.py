@@ -1,6 +1,7 @@
 """What all commands print with: a progress bar, JSON, tables that read cells as plain text, and shared options."""
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 BaseModelOption = Annotated[
     BaseModelFamily | None, typer.Option(help="Base model family; default: the configured one.")
 ]
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of a shell."""
 # Rich must not write to stdout: --json output and the stdio protocol own it.
 terminal = Console(stderr=True)
 
@@ -50,16 +53,21 @@ def progress_bar() -> Iterator[OnProgress]:
 
 @contextmanager
 def interruptible(on_progress: OnProgress) -> Iterator[OnProgress]:
-    """The first Ctrl-C ends the work at its next step, with everything put away; a second one at once."""
-    pressed = threading.Event()
+    """Once there is progress, the first Ctrl-C ends the work at its next step, with everything put away. A second one,
+    and one before that, while torch is imported for seconds, ends it at once."""
+    begun, pressed = threading.Event(), threading.Event()
 
     def on_signal(_number: int, _frame: object) -> None:
-        pressed.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not begun.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+        os.write(2, b"\nEnding at the next step. Ctrl-C again ends at once.\n")  # print isn't fit for a signal handler
 
     def report(progress: Progress) -> None:
         if pressed.is_set():
             raise Cancelled("Cancelled.")
+        begun.set()
         on_progress(progress)
 
     before = signal.signal(signal.SIGINT, on_signal)
@@ -67,7 +75,7 @@ def interruptible(on_progress: OnProgress) -> Iterator[OnProgress]:
         yield report
     except Cancelled as error:
         terminal.print(str(error))
-        raise typer.Exit(130) from error
+        raise typer.Exit(INTERRUPTED) from error
     finally:
         signal.signal(signal.SIGINT, before)
 

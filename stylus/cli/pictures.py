@@ -1,7 +1,7 @@
 """Commands that choose adapters and render pictures."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +20,9 @@ from stylus.cli.output import (
 from stylus.errors import InvalidInput
 from stylus.records import Composition, ImageRecord, MaskMode, Method, Pick, Policy, Usage
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 app = typer.Typer()
 
 AdapterOption = Annotated[
@@ -34,6 +37,9 @@ def _picks(adapters: list[str] | None) -> list[Pick] | None:
     if not adapters:
         return None
     pairs = [text.partition("=") for text in adapters]
+    for id, _, _ in pairs:
+        if ":" not in id:
+            raise InvalidInput(f"{id!r} is no adapter's id, as pocket:star is one: `stylus search` finds them.")
     # pydantic reads the number, so that "=heavy" is refused like any other bad value
     return [Pick.model_validate({"id": id, "weight": weight or None}) for id, _, weight in pairs]
 
@@ -115,7 +121,7 @@ def generate(
     height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
     mask: Annotated[Path | None, typer.Option(help="With --image: white is drawn anew, black is kept.")] = None,
-    strength: Annotated[float | None, typer.Option(help="With --image: how much may change, 0 to 1.")] = None,
+    strength: Annotated[float | None, typer.Option(help="With --image: how much may change, above 0, to 1.")] = None,
     hires: Annotated[bool, typer.Option("--hires", help="A second pass at twice the width and height.")] = False,
     checkpoint: Annotated[str | None, typer.Option(help="One of several checkpoints of the family, by name.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Where to write a rough picture (PNG) now and then.")] = None,
@@ -161,17 +167,18 @@ def generate(
         )
         images = stylus.generate(request, on_progress=on_progress, preview=preview)
         plain = stylus.generate(stylus.control(request), on_progress=on_progress) if control else []
-    if sheet is not None:
-        _save_sheet(sheet, composition, images, plain)
     if as_json:
         print_json([record.model_dump(mode="json") for record in (*images, *plain)])
-        return
-    _show_composition(composition)
-    for record in images:
-        for note in record.notes:
-            terminal.print(Text(f"image {record.index}: {note}", "yellow"))
-    for record in (*images, *plain):
-        typer.echo(record.location)
+    else:
+        _show_composition(composition)
+        for record in images:
+            for note in record.notes:
+                terminal.print(Text(f"image {record.index}: {note}", "yellow"))
+        for record in (*images, *plain):
+            typer.echo(record.location)
+    if sheet is not None:
+        # after the pictures were named: they are there whatever becomes of it
+        _save(_sheet(composition, images, plain), sheet, "the contact sheet")
 
 
 def _bytes(path: Path) -> bytes:
@@ -181,7 +188,17 @@ def _bytes(path: Path) -> bytes:
         raise InvalidInput(f"{path} can't be read: {error.strerror}.") from error
 
 
-def _save_sheet(path: Path, composition: Composition, images: list[ImageRecord], plain: list[ImageRecord]) -> None:
+def _save(image: "Image", path: Path, what: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"{what} can't be written to {path} ({error}): name a .png file in a folder that this user may write."
+        ) from error
+
+
+def _sheet(composition: Composition, images: list[ImageRecord], plain: list[ImageRecord]) -> "Image":
     from stylus.contact_sheet import Row, contact_sheet
     from stylus.generation.provenance import load
 
@@ -191,11 +208,7 @@ def _save_sheet(path: Path, composition: Composition, images: list[ImageRecord],
         lines = [f"{names.get(id, id)} {weight:.2f}" for id, weight in record.adapters.items()] or ["no adapter"]
         groups = [[load(record.location)], *([[load(plain[number].location)]] if plain else [])]
         rows.append(Row(record.prompt, [f"seed {record.seed}", *lines, *record.notes], groups))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(["with adapters", "without"], rows).save(path)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"the contact sheet can't be written to {path} ({error}): name a .png file.") from error
+    return contact_sheet(["with adapters", "without"] if plain else ["with adapters"], rows)
 
 
 @app.command()
@@ -209,11 +222,6 @@ def replay(
 
     with Stylus() as stylus, progress_bar() as bar, interruptible(bar) as on_progress:
         found = stylus.pictures.replay(image, on_progress)
-    if out is not None:
-        try:
-            found.image.save(out)
-        except (OSError, ValueError) as error:
-            raise InvalidInput(f"the picture can't be written to {out} ({error}): name a .png file.") from error
     if as_json:
         print_json({"same": found.same, "largest": found.largest, "differences": found.differences})
     elif found.same:
@@ -223,6 +231,8 @@ def replay(
     if not as_json:
         for difference in found.differences:
             typer.echo(f"- {difference}")
+    if out is not None:
+        _save(found.image, out, "the picture")
     if not found.same:
         raise typer.Exit(2)
 

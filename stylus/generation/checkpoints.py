@@ -1,8 +1,8 @@
 """Base models: where each checkpoint lies, and how it is loaded.
 
-A checkpoint is a diffusers folder, a hub id, or a single .safetensors file in the original layout, whose configurations
-and tokenizers come from CONFIG in `FILE.safetensors@CONFIG` (a diffusers folder or a hub id; without it, from the hub
-id that diffusers takes the file for). Weights are read from safetensors only: pickle files can run code.
+A checkpoint is a diffusers folder, a hub id, or one .safetensors file in the original layout (`single_file`), whose
+configurations and tokenizers come from CONFIG in `FILE.safetensors@CONFIG` (a diffusers folder or a hub id; without it,
+from the hub id that diffusers takes the file for). Weights are read from safetensors only: pickle files can run code.
 """
 
 import gc
@@ -24,6 +24,7 @@ import transformers
 from stylus.errors import CheckpointError, SettingsError
 from stylus.generation.adapters import ResidentAdapters
 from stylus.generation.families import DEFAULTS, FAMILIES, Defaults, Flux, StableDiffusion
+from stylus.generation.single_file import UNREADABLE, read_single_file
 from stylus.records import BaseModelFamily
 from stylus.settings import Settings
 
@@ -165,12 +166,13 @@ class Checkpoints:
                 pipeline.enable_model_cpu_offload(device=self.device)
             else:
                 pipeline.to(self.device)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        except UNREADABLE as error:
+            why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             raise CheckpointError(
-                f"the {family.value} checkpoint {source!r} can't be loaded ({type(error).__name__}: {error}). It must "
-                f"be a diffusers folder or hub id of a {FAMILIES[family].pipeline.__name__} with .safetensors weights, "
-                "or a single file as FILE.safetensors@CONFIG, CONFIG being a folder or hub id of its configurations; "
-                f"set STYLUS_CHECKPOINTS={family.value}=FOLDER_OR_HUB_ID."
+                f"the {family.value} checkpoint {source!r} can't be loaded ({why}). It must be a diffusers folder or "
+                f"hub id of a {FAMILIES[family].pipeline.__name__} with .safetensors weights, or a single file as "
+                "FILE.safetensors@CONFIG, CONFIG being a folder or hub id with the configurations and what the file "
+                f"lacks; set STYLUS_CHECKPOINTS={family.value}=FOLDER_OR_HUB_ID."
             ) from error
         pipeline.set_progress_bar_config(disable=True)
         models = {component: model for component in kind.components if (model := getattr(pipeline, component, None))}
@@ -208,9 +210,8 @@ def _read(family: BaseModelFamily, source: str, dtype: torch.dtype) -> tuple[Any
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise CheckpointError(f"the {family.value} checkpoint {file!r} is not there; correct STYLUS_CHECKPOINTS.")
-        known = {"config": str(Path(config).expanduser()) if Path(config).expanduser().is_dir() else config}
-        loaded = pipeline.from_single_file(str(path), torch_dtype=dtype, **(known if config else {}), **plain)
-        return loaded, path.stem, _sha256([path])
+        loaded, weights = read_single_file(FAMILIES[family], path, config, dtype, **plain)
+        return loaded, path.stem, _sha256(weights)
     folder = _folder(source, family)
     loaded = pipeline.from_pretrained(
         folder,

@@ -17,7 +17,7 @@ from stylus.generation.device_lock import Turns, lock_path
 from stylus.generation.inputs import Inputs
 from stylus.generation.provenance import provenance
 from stylus.generation.rendering import Rendering
-from stylus.generation.settling import settle
+from stylus.generation.settling import Settled, settle
 from stylus.records import Adapter, BaseModelFamily, Mask, OnProgress, Progress, Request
 from stylus.telemetry import CACHE_BYTES, stage
 
@@ -117,7 +117,7 @@ class Generator:
         for index, picture in enumerate(pictures):
             used = {id: weight for id, weight in settled.weights(index).items() if id in loading.ready}
             left_out = [note for id, note in loading.left_out.items() if settled.weights(index).get(id)]
-            notes = (*settled.notes[index], *left_out, *picture.notes)
+            notes = (*settled.notes[index], *_without_turn(request, settled, index), *left_out, *picture.notes)
             record = provenance(
                 request=request,
                 index=index,
@@ -148,6 +148,16 @@ class Generator:
         with self._turns.taken(_ignore):
             for loaded in self._checkpoints.loaded():
                 loaded.adapters.forget()
+
+
+def _without_turn(request: Request, settled: Settled, image: int) -> list[str]:
+    """A note that names the adapters that are on in the image and in no step of it, if there are any."""
+    used, choices = settled.weights(image), zip(request.composition.choices, settled.masks[image], strict=True)
+    idle = [choice.adapter_id for choice, on in choices if on and choice.weight and choice.adapter_id not in used]
+    if not idle:
+        return []
+    steps = f"{max(settled.passes)} steps are run, with a turn of {request.switch_every} for each adapter"
+    return [f"No turn came for {', '.join(idle)}: {steps}. Ask for more steps, or set a smaller switch_every."]
 
 
 def _ignore(_progress: Progress) -> None:

@@ -29,26 +29,27 @@ class Inputs:
     image: Image.Image
     """RGB"""
     mask: Image.Image | None = None
-    """L, of the image's size: white is drawn anew."""
+    """L, of the image's proportions: white is drawn anew."""
+
+    def __post_init__(self) -> None:
+        """Raises InvalidInput for a mask of other proportions."""
+        image, mask = self.image, self.mask
+        if mask is not None and abs(mask.width / mask.height / (image.width / image.height) - 1) > 0.05:
+            raise InvalidInput(
+                f"the mask is {mask.width}x{mask.height}, the image {image.width}x{image.height}: "
+                "a mask must have the proportions of its image."
+            )
 
 
 def clean_picture(data: bytes) -> bytes:
     """A picture as PNG: RGB, upright; transparent parts become white. Raises InvalidInput."""
-    image = ImageOps.exif_transpose(_opened(data, "picture"))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return _png(image.convert("RGB"))
+    return _png(_flat(data, "picture", "white").convert("RGB"))
 
 
 def clean_mask(data: bytes) -> bytes:
     """A mask as PNG: grey, upright, each pixel black (kept) or white (drawn anew); transparent parts become black.
     Raises InvalidInput when nothing of it is white."""
-    image = ImageOps.exif_transpose(_opened(data, "mask"))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    grey = image.convert("L").point([0] * 128 + [255] * 128)
+    grey = _flat(data, "mask", "black").convert("L").point([0] * 128 + [255] * 128)
     if grey.getextrema() == (0, 0):
         raise InvalidInput("the mask is black all over, so that nothing would be drawn: paint white what may change.")
     return _png(grey)
@@ -63,13 +64,8 @@ def fitted(inputs: Inputs, width: int | None, height: int | None, multiple: int)
     """Picture and mask at the size that is drawn, and a note where that is not what came.
 
     Without a size the picture keeps its own, scaled down to at most 2048 pixels a side, and cut to multiples of
-    `multiple`. Raises InvalidInput for a mask of other proportions."""
+    `multiple`."""
     image, mask = inputs.image, inputs.mask
-    if mask is not None and abs(mask.width / mask.height / (image.width / image.height) - 1) > 0.05:
-        raise InvalidInput(
-            f"the mask is {mask.width}x{mask.height}, the image {image.width}x{image.height}: "
-            "a mask must have the proportions of its image."
-        )
     if width is None and height is None:
         shrunk = min(1.0, LONGEST_SIDE / max(image.size))
         width, height = (max(multiple, int(side * shrunk) // multiple * multiple) for side in image.size)
@@ -104,6 +100,20 @@ def _multiple(side: float, multiple: int) -> int:
     return max(multiple, min(LONGEST_SIDE, round(side / multiple) * multiple))
 
 
+def _flat(data: bytes, what: str, ground: str) -> Image.Image:
+    """Upright, 8 bits a channel, and on that ground where it is transparent."""
+    image = ImageOps.exif_transpose(_opened(data, what))
+    if image.mode.startswith("I;16"):
+        # Pillow would cut off what is above 255, so that nearly all became white
+        return image.convert("I").point(lambda value: value / 256).convert("L")
+    if image.mode in ("I", "F"):
+        raise InvalidInput(f"the {what} has 32 bits of grey a pixel, and no scale: save it with 8 or 16.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
+    return image
+
+
 def _opened(data: bytes, what: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
@@ -119,7 +129,11 @@ def _opened(data: bytes, what: str) -> Image.Image:
             raise InvalidInput(f"the {what} has {width}x{height} pixels: at least {SMALLEST} a side are needed.")
         image.load()
     except Image.DecompressionBombError as error:
-        raise InvalidInput(f"the {what} is far too large ({error}): scale it down.") from error
+        raise InvalidInput(
+            # without Pillow's own limit, which is not ours
+            f"the {what} is far too large, {str(error).partition(' exceeds')[0].lower()}: "
+            f"at most {LARGEST:,} in all are taken. Scale it down."
+        ) from error
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
         raise InvalidInput(
             f"the {what} can't be read ({str(error).splitlines()[0] if str(error) else type(error).__name__}): "

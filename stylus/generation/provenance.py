@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, PngImagePlugin
 
 from stylus.errors import InvalidInput, StorageError
-from stylus.generation.store import read_bytes, reason, write
+from stylus.generation.store import read_bytes, write
 from stylus.records import Request
 
 if TYPE_CHECKING:
@@ -131,7 +131,9 @@ def load(location: str) -> Image.Image:
         image = Image.open(io.BytesIO(read_bytes(location)))
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise StorageError(f"the image {location} can't be read: {reason(error)}") from error
+        raise StorageError(
+            f"the image {location} is damaged, or no picture: take the file as it was written, or generate it again."
+        ) from error
     return image
 
 

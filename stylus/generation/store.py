@@ -4,6 +4,9 @@ import errno
 import os
 import re
 import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -18,13 +21,30 @@ def write(store_url: str, name: str, data: bytes) -> str:
     Raises StorageError that says what to do."""
     if not re.fullmatch(r"(inputs/)?[A-Za-z0-9_-]{1,100}\.png", name):
         raise InvalidInput(f"{name!r} can't name an image file: use letters, digits, - and _.")
-    try:
+    with _saving(store_url):
         filesystem, root = fsspec.core.url_to_fs(store_url)
         if isinstance(filesystem, LocalFileSystem):
             return str(write_whole(Path(root) / name, data))
         path = f"{root.rstrip('/')}/{name}"
         filesystem.pipe_file(path, data)  # object stores show an object when it is complete, not before
         return str(filesystem.unstrip_protocol(path))
+
+
+def check(store_url: str) -> None:
+    """Finds, before pictures are drawn, that they could not be saved there, as far as that shows without a request.
+
+    Raises StorageError that says what to do."""
+    with _saving(store_url):
+        filesystem, root = fsspec.core.url_to_fs(store_url)
+        if isinstance(filesystem, LocalFileSystem):
+            Path(root).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=root).close()
+
+
+@contextmanager
+def _saving(store_url: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, ImportError, NotImplementedError) as error:
         raise StorageError(f"the image can't be saved in {store_url}: {reason(error)}") from error
 
@@ -44,7 +64,8 @@ def read_bytes(location: str) -> bytes:
     except FileNotFoundError as error:
         raise NotFound(f"the image file {location} is gone: it was moved or deleted. Generate it again.") from error
     except (OSError, ValueError, ImportError) as error:
-        raise StorageError(f"the image {location} can't be read: {reason(error)}") from error
+        remedy = "Name an image file that this user may read, or the URL of one."
+        raise StorageError(f"the image {location} can't be read: {reason(error, remedy)}") from error
 
 
 def write_whole(path: Path, data: bytes) -> Path:
@@ -63,13 +84,15 @@ def write_whole(path: Path, data: bytes) -> Path:
     return path
 
 
-def reason(error: Exception) -> str:
+def reason(
+    error: Exception, remedy: str = "Set STYLUS_STORE to a folder or fsspec URL that this user may write."
+) -> str:
     """What went wrong and what to do about it."""
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full. Free some space, or set STYLUS_STORE to another folder or fsspec URL."
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "no right to write or read there. Set STYLUS_STORE to a folder or fsspec URL that this user may write."
+        return f"no right to write or read there. {remedy}"
     if isinstance(error, ImportError):
         return f"{error}. Install that package (for s3:// the extra `s3`), or set STYLUS_STORE to a folder."
-    return f"{error}. Set STYLUS_STORE to a folder or fsspec URL that can be written."
+    return f"{error}. {remedy}"

@@ -95,8 +95,15 @@ def test_pictures_that_are_gone_broken_or_not_ours(tmp_path: Path) -> None:
         load(str(tmp_path / "gone.png"))
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\x00" * 50)
-    with pytest.raises(StorageError):
-        load(str(broken))
+    (tmp_path / "text.png").write_text("not a picture")
+    for path in (broken, tmp_path / "text.png"):
+        with pytest.raises(StorageError, match="damaged, or no picture") as caught:
+            load(str(path))
+        assert "STYLUS_STORE" not in str(caught.value)
+    for location in (str(tmp_path), "nosuch://bucket/one.png"):
+        with pytest.raises(StorageError, match=r"Name an image file") as caught:
+            load(location)
+        assert "STYLUS_STORE" not in str(caught.value)
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.jpg")
     for name in ("plain.png", "plain.jpg"):

@@ -337,7 +337,7 @@ def same(a: list[Rendered], b: list[Rendered]) -> bool:
     return all(x.image.tobytes() == y.image.tobytes() for x, y in zip(a, b, strict=True))
 
 
-def test_a_turn_that_is_not_run_is_not_recorded(generator: Generator, adapters: dict[str, Adapter]) -> None:
+def test_a_turn_that_is_not_run_is_not_recorded_and_told(generator: Generator, adapters: dict[str, Adapter]) -> None:
     """Image translation runs the last steps: an adapter whose turn comes before them has no part in the picture."""
     composition = tiny.composition({"attention": 0.6}, {"locon": 0.7})
     asked = request(
@@ -345,6 +345,12 @@ def test_a_turn_that_is_not_run_is_not_recorded(generator: Generator, adapters: 
     )
     (image,) = generator.render(asked, adapters, inputs=Inputs(RAMP))
     assert {id: round(weight, 3) for id, weight in image.adapters.items()} == {"test:locon": 0.7}
+    assert any("No turn came for test:attention: 4 steps are run" in note for note in image.notes)
+    few = asked.model_copy(update={"image": None, "strength": None, "steps": 3})
+    (image,) = generator.render(few, adapters)
+    assert list(image.adapters) == ["test:attention"]
+    assert any("No turn came for test:locon: 3 steps are run" in note for note in image.notes)
+    assert image.provenance["notes"] == list(image.notes)
 
 
 def test_previews_appear_while_it_draws(generator: Generator, adapters: dict[str, Adapter], tmp_path: Path) -> None:

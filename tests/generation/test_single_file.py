@@ -1,11 +1,16 @@
-"""A checkpoint as one file, in the layout that Stable Diffusion was published in, draws what its folder draws."""
+"""A checkpoint as one file, in the layout that Stable Diffusion was published in, draws what its folder draws; and one
+that holds the denoiser alone, as those of Flux do, with the rest from a folder.
+
+diffusers turns the published layout of Flux only at its true width, and tells SDXL's text encoders apart by theirs: too
+large for a test. So Flux and SD 3 have diffusers' own names here, and SDXL its text encoders from the folder.
+"""
 
 import re
 from pathlib import Path
 
 import pytest
-from diffusers import StableDiffusionPipeline
-from safetensors.torch import save_file
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stylus.errors import CheckpointError
@@ -15,6 +20,7 @@ from stylus.generation.sgm_names import sgm_names
 from stylus.records import BaseModelFamily, Request
 from stylus.settings import Settings
 from tests.generation import tiny
+from tests.generation.tiny_families import write_family
 
 NORMS = {"norm1": "in_layers.0", "norm2": "out_layers.0"}
 DECODER_BLOCKS = 4
@@ -74,6 +80,31 @@ def test_a_single_file(file: Path, folder: Path, generator: Generator, tmp_path:
     assert from_file.image.tobytes() == from_folder.image.tobytes()
     assert from_file.provenance["checkpoint"]["name"] == "published"
     assert str(tmp_path) not in str(from_file.provenance)
+
+
+@pytest.mark.parametrize("family", [BaseModelFamily.SDXL, BaseModelFamily.SD3, BaseModelFamily.FLUX])
+def test_a_file_without_what_all_of_the_family_share(family: BaseModelFamily, tmp_path: Path) -> None:
+    folder, file = tmp_path / "folder", tmp_path / "published.safetensors"
+    write_family(family, folder)
+    if family is BaseModelFamily.SDXL:
+        pipe = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+        tensors = original_unet(pipe.unet.state_dict()) | original_vae(pipe.vae.state_dict())
+    else:
+        tensors = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    composition = tiny.composition().model_copy(update={"base_model": family})
+    request = Request(composition=composition, seed=5, steps=2, width=64, height=64)
+
+    def drawn(source: str) -> bytes:
+        configured = Settings(data=tmp_path, checkpoints={family: source}, device="cpu")
+        return Generator(Checkpoints(configured)).render(request, {})[0].image.tobytes()
+
+    assert drawn(f"{file}@{folder}") == drawn(str(folder))
+    for weights in folder.glob("text_encoder/*.safetensors"):
+        weights.unlink()
+    for source in (f"{file}@{folder}", str(file)):
+        with pytest.raises(CheckpointError, match=r"FILE\.safetensors@CONFIG.*what the file lacks"):
+            drawn(source)
 
 
 def test_a_file_that_is_not_one(file: Path, folder: Path, tmp_path: Path) -> None:
