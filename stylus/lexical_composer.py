@@ -71,11 +71,13 @@ class Thresholds:
     """Below this similarity nothing is chosen on similarity alone."""
     similar: float = 0.39
     """Similarity plus its lead over other things, which chooses without any word in common."""
-    sure: float = 0.95
+    sure: float = 0.99
     """Evidence by words that chooses whatever else is true: the card says what the keyword says."""
-    score: float = 2.05
+    score: float = 2.45
     """Score that chooses on less: of a card that says much, or that the whole prompt is about."""
-    behind: float = 0.3
+    fused: float = 0.7
+    """What the retriever's fused score, in [0, 1], counts."""
+    behind: float = 0.4
     """How far behind the prompt's best candidate others may be where all cards say little."""
 
 
@@ -133,9 +135,10 @@ class LexicalComposer:
                 part = modifier if adapter.category is Category.STYLE else head
                 evidence = part.get(adapter.id) or whole.get(adapter.id)  # the narrower leaves room for another
             if evidence is not None:
-                # Among equals wins the card that says more, then the one that is nearer to the prompt.
-                score = evidence.strength + 1.2 * detail(adapter)
-                score += match.prompt_score + 0.3 * similarity - doubts(adapter)
+                # Among equals wins the card that says more, then the one that is nearer to the prompt, by meaning
+                # and by all that the retriever knows.
+                score = evidence.strength + 1.2 * detail(adapter) - doubts(adapter)
+                score += match.prompt_score + 0.3 * similarity + self.thresholds.fused * match.score
                 found.append(_Candidate(task, match, evidence, score))
         return found
 

@@ -1,7 +1,7 @@
 """Several lists of candidates -> one, and near-duplicates -> one (pure).
 
 Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009): similarities and BM25 scores have no common scale,
-ranks have. Their constant of 60 is for lists of 1000; ours have 75 to 300, and 20 lets the first ranks count.
+ranks have. Their constant of 60 is for lists of 1000; ours have 100 to 300, and 20 lets the first ranks count.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

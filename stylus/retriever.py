@@ -50,7 +50,7 @@ class Retriever:
         with self._catalog.reading() as connection:
             among = search_index.facets(connection, filters)
             while True:
-                some = depth // 4  # a keyword is about less than the prompt, and each costs a walk
+                some = depth // 3  # a keyword is about less than the prompt, and each costs a walk
                 cards = search_index.nearest(connection, vectors[:1], model, among, depth)
                 cards += search_index.nearest(connection, vectors[1:], model, among, some)
                 names = search_index.nearest(connection, vectors[1:], model, among, some, names=True)
