@@ -35,6 +35,8 @@ from stylus.stylus import Stylus
 
 PATIENCE = 900.0
 """Seconds for all jobs of a run to end."""
+REFUSALS = 300
+"""Calls in a row, 0.3 s apart and more, after which it is no kill that they fail of."""
 WORKER = "from stylus.cli import main; main()"
 
 
@@ -142,7 +144,7 @@ class Run:
         with Stylus(settings) as stylus:
             if not self._quick:
                 ingest_pocket(stylus.catalog, stylus.embedder)
-                self._picks = [{"id": match.adapter.id} for match in stylus.search("a red star", limit=3)]
+                self._picks = [{"id": one.adapter_id} for one in stylus.compose("a red star, starry sky").choices]
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
         self._url = f"http://127.0.0.1:{port}/mcp"
@@ -194,7 +196,8 @@ class Run:
 
     async def _call(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """The answer of a tool, asked again while the server or its database is away."""
-        while True:
+        for _ in range(REFUSALS):
+            text = "no connection"
             # the client library wraps what a broken connection raises in groups
             with suppress(OSError, MCPError, TimeoutError, ExceptionGroup):
                 async with asyncio.timeout(30), Client(self._url, cache=None) as client:
@@ -206,6 +209,7 @@ class Run:
                     if " failed: " in text:
                         return {"status": "failed", "job_id": arguments.get("id", "")}
             await asyncio.sleep(0.3)
+        raise RuntimeError(f"{tool} was refused {REFUSALS} times: {text}")
 
     def _collect(self, url: str) -> None:
         with psycopg.connect(url) as connection:
