@@ -219,7 +219,11 @@ def bound(host: str, port: int) -> socket.socket:
     """Raises SettingsError."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
+        # Connections inherit it. asyncio sets it only where it made the socket, and without it an answer's body waits
+        # for the client to acknowledge the headers, which takes 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         raise SettingsError(
             f"Can't listen on {host} port {port}: {error.strerror or error}. Choose another by --host and --port."

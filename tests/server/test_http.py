@@ -1,5 +1,6 @@
 """Who the HTTP server talks to, and where it may be bound at all."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.app import bound
 from server.auth import security
 from tests.server import world
 from tests.server.conftest import PATIENCE, http_server
@@ -74,6 +76,15 @@ def test_only_exact_hosts_and_origins() -> None:
 def serve(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "server", "--http", *options]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def test_the_body_of_an_answer_does_not_wait_for_its_headers_to_be_acknowledged() -> None:
+    with (
+        bound("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_without_tokens_only_loopback_is_bound(database_url: str, tmp_path: Path) -> None:
