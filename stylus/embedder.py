@@ -10,6 +10,7 @@ import importlib.util
 import threading
 import weakref
 from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -41,6 +42,7 @@ class Embedder:
         self._model = model
         self._local = model.startswith("sentence-transformers:")
         self._lock = threading.Lock()
+        self._alone = ThreadPoolExecutor(1, "stylus-queries", _alone)
         self._client: Client | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -98,7 +100,13 @@ class Embedder:
         try:
             if not self._local:
                 return self._run(self._ready().embed(texts, input_type=kind)).embeddings
-            with self._lock, self._quietly():
+            from pydantic_ai import Agent
+
+            with (
+                self._lock,
+                self._quietly(),
+                Agent.using_thread_executor(self._alone) if kind == "query" else contextlib.nullcontext(),
+            ):
                 return self._run(self._ready().embed(texts, input_type=kind)).embeddings
         except (AgentRunError, UserError, ImportError, OSError, ValueError) as error:
             raise ModelUnavailable(
@@ -138,6 +146,18 @@ class Embedder:
             weakref.finalize(self, loop.call_soon_threadsafe, loop.stop)
             self._loop = loop
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _alone() -> None:
+    """Makes torch work in this thread alone. Its threads wait for each other by spinning: short texts gain nothing by a
+    second one, and beside a picture that is being drawn on the same cores took twelve times as long with it."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # also for threads that torch meets later, unless another thread says so again
+    other = threading.Thread(target=torch.set_num_threads, args=[threads])
+    other.start()
+    other.join()
 
 
 def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from stylus.embedder import DEFAULT, Embedder
 from stylus.errors import ModelUnavailable, SettingsError
@@ -65,3 +66,11 @@ def test_a_model_that_is_not_there_says_what_to_do(name: str, monkeypatch: pytes
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelUnavailable, match="STYLUS_EMBEDDER"):
         Embedder.open(Settings.model_validate({"embedder": name})).queries(["x"])
+
+
+def test_queries_take_one_core_and_leave_the_others_to_whoever_draws(embedder: Embedder) -> None:
+    before = torch.get_num_threads()
+    embedder.queries(["a corgi"])
+    assert embedder._alone.submit(torch.get_num_threads).result() == 1
+    with ThreadPoolExecutor(1) as drawing:
+        assert drawing.submit(torch.get_num_threads).result() == before
