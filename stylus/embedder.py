@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DEFAULT = "all-MiniLM-L6-v2"
 _BATCH = 128
 """Texts a request: providers refuse more than some hundreds, and progress should be seen."""
+_THREADS = threading.Lock()
+"""Two embedders that changed torch's number of threads at once would leave it at 1 for all."""
 
 
 class Embedder:
@@ -95,13 +97,12 @@ class Embedder:
         return vectors
 
     def _request(self, texts: list[str], kind: Literal["query", "document"]) -> Sequence[Sequence[float]]:
+        from pydantic_ai import Agent
         from pydantic_ai.exceptions import AgentRunError, UserError
 
         try:
             if not self._local:
                 return self._run(self._ready().embed(texts, input_type=kind)).embeddings
-            from pydantic_ai import Agent
-
             with (
                 self._lock,
                 self._quietly(),
@@ -153,11 +154,12 @@ def _alone() -> None:
     second one, and beside a picture that is being drawn on the same cores took twelve times as long with it."""
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # also for threads that torch meets later, unless another thread says so again
-    other = threading.Thread(target=torch.set_num_threads, args=[threads])
-    other.start()
-    other.join()
+    with _THREADS:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # also for threads that torch meets later, unless another thread says so again
+        other = threading.Thread(target=torch.set_num_threads, args=[threads])
+        other.start()
+        other.join()
 
 
 def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:

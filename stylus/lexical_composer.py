@@ -15,7 +15,7 @@ from typing import Protocol
 
 from stylus.evidence import Evidence, about, alike, detail, doubts, is_named, word_evidence
 from stylus.keywords import core, keywords, parts
-from stylus.records import Adapter, BaseModelFamily, Category, Choice, Match, OnProgress, Task, Usage
+from stylus.records import BaseModelFamily, Category, Choice, Match, OnProgress, Task, Usage
 from stylus.trigger_words import serving
 from stylus.words import content_words, purpose_words
 
@@ -110,14 +110,22 @@ class LexicalComposer:
         """
         asked = keywords(prompt)
         usable = [match for match in matches if match.adapter.quality is None and not match.adapter.hidden]
-        purposes = {match.adapter.id: about(match.adapter) for match in usable if _is_sound(match.adapter)}
-        scored = [self._judge(number, keyword, usable, purposes) for number, keyword in enumerate(asked)]
+        doubted = {match.adapter.id: doubts(match.adapter) for match in usable}
+        # a card that says something, and nothing against itself, can stand out by similarity
+        sound = (match.adapter for match in usable if match.adapter.description or match.adapter.tags)
+        purposes = {adapter.id: about(adapter) for adapter in sound if not doubted[adapter.id]}
+        scored = [self._judge(number, keyword, usable, purposes, doubted) for number, keyword in enumerate(asked)]
         tasks = tuple(_assign(self._worth([candidate for of_task in scored for candidate in of_task]), asked, limits))
         notes = ("The lexical composer is deterministic: temperature has no effect.",) if temperature > 0 else ()
         return Draft(tasks, self.name, notes)
 
     def _judge(
-        self, task: int, keyword: str, matches: Sequence[Match], purposes: Mapping[str, frozenset[str]]
+        self,
+        task: int,
+        keyword: str,
+        matches: Sequence[Match],
+        purposes: Mapping[str, frozenset[str]],
+        doubted: Mapping[str, float],
     ) -> list["_Candidate"]:
         """The adapters that fit the keyword or a part of it, each with what speaks for it."""
         whole = self._alike(core(keyword), matches, purposes)
@@ -137,7 +145,7 @@ class LexicalComposer:
             if evidence is not None:
                 # Among equals wins the card that says more, then the one that is nearer to the prompt, by meaning
                 # and by all that the retriever knows.
-                score = evidence.strength + 1.2 * detail(adapter) - doubts(adapter)
+                score = evidence.strength + 1.2 * detail(adapter) - doubted[adapter.id]
                 score += match.prompt_score + 0.3 * similarity + self.thresholds.fused * match.score
                 found.append(_Candidate(task, match, evidence, score))
         return found
@@ -190,11 +198,6 @@ def similarity_to(keyword: str, match: Match) -> float:
     """Cosine similarity of the card to the keyword: to its core where the retriever searched for that. Unknown: 0."""
     scores = match.keyword_scores
     return scores.get(core(keyword), scores.get(keyword, 0.0))
-
-
-def _is_sound(adapter: Adapter) -> bool:
-    """Whether the card says something, and nothing against itself."""
-    return bool(adapter.description or adapter.tags) and not doubts(adapter)
 
 
 def _side(keyword: str, covers: frozenset[str]) -> int:

@@ -15,8 +15,7 @@ import typer
 from stylus.cli.output import INTERRUPTED, interruptible
 from stylus.records import Progress
 from stylus.settings import Settings
-
-COMMAND = [sys.executable, "-c", "from stylus.cli import main; main()"]
+from tests import COMMAND
 
 
 class Shell:

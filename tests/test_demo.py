@@ -12,12 +12,15 @@ from stylus.pocket import prompts
 from stylus.settings import Settings
 
 
-def test_demo_draws_judges_and_writes_pictures(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This test's database and data folder, also for the server that the demo starts."""
     assert settings.database_url is not None
     monkeypatch.setenv("STYLUS_DATABASE_URL", settings.database_url.get_secret_value())
     monkeypatch.setenv("STYLUS_DATA", str(settings.data))
+
+
+def test_demo_draws_judges_and_writes_pictures(tmp_path: Path) -> None:
     prompt = next(prompt for prompt in prompts() if prompt.demo)
     terminal = Console(record=True, width=200)
     result = run_demo(tmp_path / "out", terminal, [prompt])
@@ -34,12 +37,7 @@ def test_demo_draws_judges_and_writes_pictures(
     assert prompt.text in terminal.export_text()
 
 
-def test_a_demo_that_can_not_go_on_says_why(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert settings.database_url is not None
-    monkeypatch.setenv("STYLUS_DATABASE_URL", settings.database_url.get_secret_value())
-    monkeypatch.setenv("STYLUS_DATA", str(settings.data))
+def test_a_demo_that_can_not_go_on_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="name another folder"):
         run_demo(tmp_path / "file", Console(quiet=True))

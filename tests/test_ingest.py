@@ -111,7 +111,6 @@ def test_settle_takes_category_from_tags_and_the_default_weight() -> None:
     assert settle(card(1, category="pose", tags=("style",), weight=0.0)).weight == 0.0
 
 
-@pytest.mark.skipif(not any(ADAPTERS.glob("*.safetensors")), reason="the pocket adapters are not trained yet")
 def test_the_pocket_adapters_come_in_whole_and_are_judged_by_their_shapes(catalog: Catalog, embedder: Embedder) -> None:
     report = ingest_pocket(catalog, embedder)
     assert report == IngestReport(added=len(list(ADAPTERS.glob("*.safetensors"))))

@@ -1,7 +1,6 @@
 """Every policy gives a draft of the same kind; rerankers are real ones: small and trained here, or on loopback."""
 
 import random
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,29 +35,15 @@ def matches_of(adapters: Sequence[Adapter]) -> list[Match]:
 def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Reranker:
     """A cross-encoder of one small layer, trained in seconds to tell which of five cards a prompt asks for."""
     import torch
-    from sentence_transformers import CrossEncoder
     from torch.nn.functional import binary_cross_entropy_with_logits
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+    from examples.pocket.reranker import untrained
 
     folder = tmp_path_factory.mktemp("cross-encoder")
-    words = sorted({word for one in SUBJECTS for word in re.findall(r"\w+|[^\w\s]", card(one).lower())} | {"a"})
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
     torch.manual_seed(0)
-    BertTokenizer.from_pretrained(folder).save_pretrained(folder)
     # Small weights at the start would take ten times as long to learn that words must be the same.
-    config = BertConfig(
-        vocab_size=len(words) + 5,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=64,
-        initializer_range=0.2,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    config.num_labels = 1
-    BertForSequenceClassification(config).save_pretrained(folder)
-    model = CrossEncoder(str(folder), num_labels=1, device="cpu")
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64, "initializer_range": 0.2}
+    model = untrained(folder, [*map(card, SUBJECTS), "a"], **shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.005)
     features = model.preprocess([(f"a {one.name}", card(other)) for one in SUBJECTS for other in SUBJECTS])
     for _ in range(60):

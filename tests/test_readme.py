@@ -2,12 +2,12 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from stylus.settings import Settings
+from tests import COMMAND
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -33,7 +33,7 @@ def test_python_block_runs(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_exists(command: str) -> None:
     shown = subprocess.run(
-        [sys.executable, "-c", "from stylus.cli import main; main()", command, "--help"],
+        [*COMMAND, command, "--help"],
         capture_output=True,
         text=True,
         check=False,

@@ -9,6 +9,8 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,14 +28,14 @@ from stylus.sources.folder import cards
 STEPS, CAPTIONS, WRONG, RATE = 3000, 16, 3, 3e-3
 """Steps, captions a step, and wrong cards beside the right ones of each."""
 RARE = 0.35
+LONGEST = 192
+"""Tokens of a caption and a card."""
 SEED = 23
 
 
 def adapters() -> list[Adapter]:
-    """The good ones, whose cards say what they do."""
-    good = {id for id, row in truth().items() if row.quality == "good" and not row.mature}
-    found = [settle(one) for one in cards(ADAPTERS, prefix="pocket", on_problem=lambda *_: None)]
-    return [adapter for adapter in found if adapter.id in good]
+    """All of the pocket world, as an ingestion settles their cards."""
+    return [settle(one) for one in cards(ADAPTERS, prefix="pocket", on_problem=lambda *_: None)]
 
 
 def scenes(rng: np.random.Generator, count: int) -> list[tuple[str, frozenset[str]]]:
@@ -42,35 +44,36 @@ def scenes(rng: np.random.Generator, count: int) -> list[tuple[str, frozenset[st
     return [(sprinkle(rng, caption(rng, scene, rare=RARE), 0.1), scene.labels) for scene in drawn]
 
 
-def untrained(texts: Sequence[str]) -> CrossEncoder:
-    """A small BERT whose vocabulary are the words of `texts`, written to the folder and read back from there."""
+def untrained(folder: Path, texts: Sequence[str], **shape: Any) -> CrossEncoder:
+    """A small BERT of that `shape` (fields of BertConfig), whose vocabulary are the words of `texts`, written to
+    `folder` and read back from there."""
     words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
-    RERANKER.mkdir(exist_ok=True)
-    (RERANKER / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    BertTokenizer.from_pretrained(RERANKER).save_pretrained(RERANKER)
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    BertTokenizer.from_pretrained(folder).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(words) + 5,
-        hidden_size=64,
-        num_hidden_layers=2,
         num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=192,
-        initializer_range=0.1,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
+        **shape,
     )
     config.num_labels = 1
-    BertForSequenceClassification(config).save_pretrained(RERANKER)
-    return CrossEncoder(str(RERANKER), num_labels=1, device="cpu", max_length=192)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return CrossEncoder(str(folder), num_labels=1, device="cpu", max_length=LONGEST)
 
 
 def main() -> None:
     """Trains, tells how often the best card is right on captions that it has not seen, and writes."""
     torch.manual_seed(SEED)
     rng, concepts = np.random.default_rng(SEED), {id: row.concept for id, row in truth().items()}
-    known = adapters()
+    # the good ones, whose cards say what they do
+    good = {id for id, row in truth().items() if row.quality == "good" and not row.mature}
+    known = [adapter for adapter in adapters() if adapter.id in good]
     texts = [card(adapter) for adapter in known]
-    model = untrained([*texts, *(text for text, _ in scenes(np.random.default_rng(0), 4000))])
+    spoken = [text for text, _ in scenes(np.random.default_rng(0), 4000)]
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "initializer_range": 0.1}
+    model = untrained(RERANKER, [*texts, *spoken], max_position_embeddings=LONGEST, **shape)
     optimiser = torch.optim.AdamW(model.parameters(), RATE)
     start = time.time()
     for step in range(STEPS):

@@ -32,12 +32,12 @@ from stylus.errors import StylusError
 from stylus.ingest import ingest_pocket
 from stylus.settings import Settings
 from stylus.stylus import Stylus
+from tests.benchmarks.workers import WORKER
 
 PATIENCE = 900.0
 """Seconds for all jobs of a run to end."""
 REFUSALS = 300
 """Calls in a row, 0.3 s apart and more, after which it is no kill that they fail of."""
-WORKER = "from stylus.cli import main; main()"
 
 
 def main() -> None:
@@ -153,7 +153,7 @@ class Run:
             "server": [*quick, str(port)]
             if self._quick
             else [sys.executable, "-m", "server", "--http", f"--port={port}"],
-            "worker": [*quick, "worker"] if self._quick else [sys.executable, "-c", WORKER, "worker"],
+            "worker": [*quick, "worker"] if self._quick else WORKER,
         }
         supervisor = Supervisor(self._data, commands, self._environment)
         try:

@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -20,8 +19,9 @@ from stylus.jobs import FINISHED, Jobs
 from stylus.records import JobStatus, Request
 from stylus.settings import Settings
 from stylus.stylus import Stylus
+from tests import COMMAND
 
-WORKER = [sys.executable, "-c", "from stylus.cli import main; main()", "worker"]
+WORKER = [*COMMAND, "worker"]
 PATIENCE = 900.0
 _DOING = "select worker_id, args ->> 'id' from procrastinate_jobs where status = 'doing'"
 

@@ -21,12 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests import COMMAND
+
 HERE = Path(__file__).parent
 MODULES = HERE / "node_modules"
 STABLE = MODULES / "@modelcontextprotocol/conformance/dist/index.js"
 ALPHA = MODULES / "conformance-alpha/dist/index.js"
 INSPECTOR = MODULES / "@modelcontextprotocol/inspector/clients/launcher/build/index.js"
-COMMAND = [sys.executable, "-c", "from stylus.cli import main; main()"]
 PATIENCE = 180.0
 """Seconds for a server to answer, and for one suite to end."""
 BOTH_ERAS = ("2025-11-25", "2026-07-28")

@@ -37,6 +37,7 @@ from tests.server.authorization import AuthorizationServer
 from tests.server.conftest import PATIENCE, _until_it_answers, filled_database, free_port
 from tests.server.test_http import ACCEPT, PING
 from tests.server.test_security import STAR, Served, image_id
+from tests.test_jobs import until
 
 PROMPT = "a star that nobody shall read about"
 
@@ -283,10 +284,7 @@ def lines(served: Served) -> list[dict[str, Any]]:
 
 def answered(served: Served, began: int, count: int) -> list[dict[str, Any]]:
     """The lines after the first `began`, once `count` of them are of requests, which are written after their answer."""
-    end = time.monotonic() + 10
-    while sum("status" in line for line in lines(served)[began:]) < count:
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(lambda: sum("status" in line for line in lines(served)[began:]) >= count)
     return lines(served)[began:]
 
 

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,18 @@ WHERE queued.status = 'doing' AND queued.worker_id = %s AND jobs.status = 'runni
 """
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.timeout(3 * PATIENCE)
 def test_every_job_is_done_once_though_one_of_the_team_dies(settings: Settings, tmp_path: Path) -> None:
-    torch.set_num_threads(1)  # as in the processes
     with Stylus(settings) as stylus, contextlib.ExitStack() as team:
         environment = world.environment(stylus.database.url, tmp_path, settings.data)
         queue = Jobs(stylus.database)

@@ -6,7 +6,6 @@ import csv
 import io
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -28,6 +27,7 @@ from stylus.evaluation.pairs import pairs_of
 from stylus.evaluation.poll import Poll
 from stylus.evaluation.votes import Votes
 from stylus.settings import Settings
+from tests import COMMAND
 from tests.evaluation.painted import evaluation
 from tests.server.conftest import free_port
 
@@ -372,7 +372,7 @@ def test_the_command_serves_exports_and_shows(
         "STYLUS_DATA": str(settings.data),
         "PATH": "",
     }
-    command = [sys.executable, "-c", "from stylus.cli import main; main()", "vote", str(ledger.folder)]
+    command = [*COMMAND, "vote", str(ledger.folder)]
     with subprocess.Popen([*command, "--port", "0"], env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         link = next(found[1] for line in process.stderr if (found := re.match("Vote at (.*)", line)))
