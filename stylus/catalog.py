@@ -334,14 +334,14 @@ def _keep_words(connection: psycopg.Connection[Any], adapters: Sequence[Adapter]
 def _make_indexes(connection: psycopg.Connection[Any], model: str, from_vectors: int) -> bool:
     """`connection` commits each statement by itself."""
     valid = "select indisvalid from pg_index where indexrelid = to_regclass(%s)"
-    names = search_index.index_names(model)
+    pieces = search_index.index_names(model)
     if connection.execute("select pg_try_advisory_lock(%s)", [_INDEX_LOCK]).fetchone() != (True,):
         # Waiting would hold a snapshot, which is what the other one's index waits for.
-        return all(connection.execute(valid, [name]).fetchone() == (True,) for name in names)
+        return all(connection.execute(valid, [name]).fetchone() == (True,) for name in pieces)
     try:
         query = "select count(*), max(vector_dims(embedding)) from embeddings where model = %s"
         count, dimension = connection.execute(query, [model]).fetchone() or (0, None)
-        missing = [name for name in names if connection.execute(valid, [name]).fetchone() != (True,)]
+        missing = [name for name in pieces if connection.execute(valid, [name]).fetchone() != (True,)]
         if dimension is None or (missing and count < from_vectors):
             return False
         connection.execute(f"set maintenance_work_mem = '{_BUILD_MEMORY}'")
@@ -349,10 +349,12 @@ def _make_indexes(connection: psycopg.Connection[Any], model: str, from_vectors:
             # It is there, and not valid, where a build was stopped.
             connection.execute(sql.SQL("drop index if exists {}").format(sql.Identifier(name)))
             connection.execute(
-                sql.SQL(
-                    "create index concurrently {} on embeddings using hnsw "
-                    "((embedding::halfvec({})) halfvec_cosine_ops) where model = {} and {}"
-                ).format(sql.Identifier(name), sql.Literal(dimension), sql.Literal(model), sql.SQL(names[name]))
+                search_index.INDEX.format(
+                    name=sql.Identifier(name),
+                    dimension=sql.Literal(dimension),
+                    model=sql.Literal(model),
+                    pieces=pieces[name],
+                )
             )
         connection.execute("reset maintenance_work_mem")
         if missing:

@@ -29,6 +29,8 @@ _BATCH = 128
 """Texts a request: providers refuse more than some hundreds, and progress should be seen."""
 _THREADS = threading.Lock()
 """Two embedders that changed torch's number of threads at once would leave it at 1 for all."""
+_MOST_KEPT, _LONGEST_KEPT = 4096, 1000
+"""Queries whose vectors are kept, and the characters of one: 10 MB at most with 384 dimensions."""
 
 
 class Embedder:
@@ -44,6 +46,8 @@ class Embedder:
         self._model = model
         self._local = model.startswith("sentence-transformers:")
         self._lock = threading.Lock()
+        self._kept: dict[str, Float32[np.ndarray, " d"]] = {}
+        self._keeping = threading.Lock()
         self._alone = ThreadPoolExecutor(1, "stylus-queries", _alone)
         self._client: Client | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -70,7 +74,20 @@ class Embedder:
         return self._embed(texts, "document")
 
     def queries(self, texts: Sequence[str]) -> Float32[np.ndarray, "n d"]:
-        """One unit vector for each text to search with. Raises ModelUnavailable."""
+        """One unit vector for each text to search with. Raises ModelUnavailable.
+
+        Prompts share their words, and one prompt is searched, composed and generated with: vectors are kept."""
+        with self._keeping:
+            found = {text: self._kept[text] for text in texts if text in self._kept}
+        fresh = [text for text in dict.fromkeys(texts) if text not in found]
+        found |= zip(fresh, self._fresh(fresh), strict=True)
+        with self._keeping:
+            self._kept |= {text: found[text] for text in fresh if len(text) <= _LONGEST_KEPT}
+            for text in list(self._kept)[:-_MOST_KEPT]:
+                del self._kept[text]
+        return np.stack([found[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
+
+    def _fresh(self, texts: Sequence[str]) -> Float32[np.ndarray, "n d"]:
         long = np.array([2 * len(text) > max(map(len, texts)) for text in texts], bool)
         if not self._local or long.all():
             return self._embed(texts, "query")

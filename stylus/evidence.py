@@ -156,8 +156,8 @@ def doubts(adapter: Adapter) -> float:
 
 
 def _shouts(text: str) -> bool:
-    letters = [c for c in text[:2000] if c.isalpha() and c.lower() != c.upper()]
-    return len(letters) > 15 and sum(c.isupper() for c in letters) > 0.6 * len(letters)
+    capitals, small = sum(map(str.isupper, text[:2000])), sum(map(str.islower, text[:2000]))
+    return capitals + small > 15 and capitals > 0.6 * (capitals + small)
 
 
 def _short(phrase: str) -> str:

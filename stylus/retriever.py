@@ -51,18 +51,12 @@ class Retriever:
             among = search_index.facets(connection, filters)
             while True:
                 some = depth // 3  # a keyword is about less than the prompt, and each costs a walk
-                cards = search_index.nearest(connection, vectors[:1], model, among, depth)
-                cards += search_index.nearest(connection, vectors[1:], model, among, some)
-                names = search_index.nearest(connection, vectors[1:], model, among, some, names=True)
+                alike = search_index.nearest(connection, vectors[:1], model, among, depth)
+                alike += search_index.nearest(connection, vectors[1:], model, among, some, names=True)
                 spoken = search_index.lexical(connection, texts, among, [depth, *[some] * len(words)])
-                alike = [
-                    cards[0].scores,
-                    *(_best(card.scores, name.scores) for card, name in zip(cards[1:], names, strict=True)),
-                ]
-                scores = _fused(alike, [found.scores for found in spoken])
-                identities = search_index.identities(connection, scores)
-                kept = fold((id for id in scores if id in identities), identities)
-                if len(kept) >= limit or (cards[0].complete and spoken[0].complete):
+                scores = _fused([list(found.scores) for found in alike], [list(found.scores) for found in spoken])
+                kept = _folded(connection, list(scores), limit)
+                if len(kept) >= limit or (alike[0].complete and spoken[0].complete):
                     break
                 depth *= 2
             first = list(kept)[:limit]
@@ -87,16 +81,22 @@ class Retriever:
         return matches
 
 
-def _fused(alike: Sequence[dict[str, float]], spoken: Sequence[dict[str, float]]) -> dict[str, float]:
+def _fused(alike: Sequence[Sequence[str]], spoken: Sequence[Sequence[str]]) -> dict[str, float]:
     """Prompt and keywords count the same, by meaning as by words; the keywords share their half."""
-    lists = [(list(alike[0]), 1.0), (list(spoken[0]), 1.0)]
-    lists += [(list(scores), 1 / (len(alike) - 1)) for scores in [*alike[1:], *spoken[1:]]]
+    lists = [(alike[0], 1.0), (spoken[0], 1.0)]
+    lists += [(ids, 1 / (len(alike) - 1)) for ids in [*alike[1:], *spoken[1:]]]
     return fuse(lists)
 
 
-def _best(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    both = {id: max(one.get(id, -1.0), other.get(id, -1.0)) for id in [*one, *other]}
-    return dict(sorted(both.items(), key=lambda pair: (-pair[1], pair[0])))
+def _folded(connection: search_index.Connection, ids: Sequence[str], limit: int) -> dict[str, list[str]]:
+    """At least `limit` adapters that are no near-duplicates of each other, each with those of its own, if there are so
+    many. Mostly twice as many are enough to look at."""
+    for some in (ids[: 2 * limit], ids):
+        identities = search_index.identities(connection, some)
+        kept = fold(filter(identities.__contains__, some), identities)
+        if len(kept) >= limit:
+            break
+    return kept
 
 
 def _why(adapter: Adapter, asked: set[str], cosines: dict[str, float]) -> str:

@@ -27,8 +27,9 @@ Vectors = Float32[np.ndarray, "n d"]
 _STEP_COST = 16
 """One more adapter out of the index takes as long as this many exact comparisons (measured, README)."""
 
-_BREADTH = 8 / 3
-"""hnsw.ef_search per result: how many neighbours the walk keeps in mind."""
+_BREADTH = 4 / 3
+"""hnsw.ef_search per result, for those that pass and those that don't: so many neighbours does the walk keep in mind,
+and a second walk from where the first ended, for the few that were still missing, takes as long as the first."""
 _MOST_BREADTH = 1000  # pgvector's own bound
 
 _WALKING = {
@@ -41,7 +42,12 @@ _WALKING = {
 }
 """Settings of the walk. Other plans are not forbidden, only made to look dear."""
 
-_NAMES, _PIECES = "chunk < 0", "chunk >= 0"
+_CARDS, _CARDS_AND_NAMES = sql.SQL(" and chunk >= 0"), sql.SQL("")
+INDEX = sql.SQL(
+    "create index concurrently {name} on embeddings using hnsw ((embedding::halfvec({dimension})) halfvec_cosine_ops) "
+    "with (ef_construction = 128) where model = {model}{pieces}"
+)
+"""Names are near to short texts. In one index with the cards they would stand in the way of a prompt."""
 
 
 @dataclass
@@ -79,23 +85,24 @@ def nearest(
     connection: Connection, vectors: Vectors, model: str, among: Sequence[int], depth: int, *, names: bool = False
 ) -> list[Found]:
     """For each vector the adapters whose best piece is most similar, out of the `depth` nearest pieces of cards, or of
-    the names alone. `among`: the facets that pass. Raises InvalidInput for vectors of another dimension."""
+    cards and names. `among`: the facets that pass. Raises InvalidInput for vectors of another dimension."""
     if not among or not len(vectors):
         return [Found() for _ in vectors]
-    walk = _prepare(connection, model, among, depth)
+    pieces = _CARDS_AND_NAMES if names else _CARDS
+    walk = _prepare(connection, model, pieces, among, depth)
     distance = sql.SQL("embedding::halfvec({0}) <=> asked.vector").format(sql.Literal(vectors.shape[1]))
-    # Model, dimension and chunk stand in the text, for only then does the planner see that the partial index fits.
+    # Model and dimension stand in the text, for only then does the planner see that the partial index fits.
     # An order by something else than the distance itself is one that the index can't give.
     query = sql.SQL(
         "with asked as materialized (select place, text::halfvec({dimension}) as vector "
         "from unnest(%s::text[]) with ordinality as given (text, place)) "
         "select place, adapter, distance from asked cross join lateral (select adapter, {distance} as distance "
-        "from embeddings where model = {model} and {chunk} and facet = any(%s) order by {order} limit %s) as hits"
+        "from embeddings where model = {model}{pieces} and facet = any(%s) order by {order} limit %s) as hits"
     ).format(
         dimension=sql.Literal(vectors.shape[1]),
         distance=distance,
         model=sql.Literal(model),
-        chunk=sql.SQL(_NAMES if names else _PIECES),
+        pieces=pieces,
         order=distance if walk else sql.SQL("({}) + 0").format(distance),
     )
     found, hits = [Found() for _ in vectors], [0] * len(vectors)
@@ -120,25 +127,23 @@ def nearest(
 
 def similarities(connection: Connection, ids: Sequence[str], vectors: Vectors, model: str) -> Mapping[str, np.ndarray]:
     """Of each adapter's best piece to each vector: cosine similarities in [-1, 1]. Without vectors: absent."""
-    query = """
-        with asked as materialized (
-            select place, text::halfvec as vector from unnest(%s::text[]) with ordinality as given (text, place)
-        )
-        select adapter, array_agg(similarity order by place) from (
-            select adapter, place, max(1 - (embedding <=> vector)) as similarity
-            from embeddings cross join asked where model = %s and adapter = any(%s) and chunk >= 0 group by 1, 2
-        ) as best group by 1
-    """
-    rows = connection.execute(query, [list(map(as_text, vectors)), model, list(ids)])
-    return {id: np.clip(np.asarray(found, np.float32), -1, 1) for id, found in rows}
+    query = (
+        "select adapter, halfvec_send(embedding) from embeddings where model = %s and adapter = any(%s) and chunk >= 0"
+    )
+    best: dict[str, np.ndarray] = {}
+    for adapter, sent in connection.execute(query, [model, list(ids)], binary=True):
+        piece = np.frombuffer(sent, ">f2", offset=4).astype(np.float32)  # after its dimension and an unused number
+        found = np.clip(vectors @ piece / max(float(np.linalg.norm(piece)), 1e-9), -1, 1)
+        best[adapter] = np.maximum(found, best.get(adapter, found))
+    return best
 
 
 def lexical(connection: Connection, texts: Sequence[str], among: Sequence[int], depths: Sequence[int]) -> list[Found]:
     """For each text the adapters with the highest BM25 scores, of those that share a word with it, and as many as its
     place in `depths` says.
 
-    The postings come once, as one array a term, and are summed here: for a prompt with its keywords, whose words are
-    the same, that takes a fifth of the time of a sum in SQL.
+    The postings come once, as the bytes of one array a term, and are summed here: for a prompt with its keywords, whose
+    words are the same, that takes a fifth of the time of a sum in SQL.
     """
     asked = [bm25.terms(text) for text in texts]
     words = sorted({term for terms in asked for term in terms})
@@ -149,19 +154,21 @@ def lexical(connection: Connection, texts: Sequence[str], among: Sequence[int], 
     documents, length = total if total else (0, 0.0)
     rows = connection.execute(
         """
-        select term, count(*), array_agg(number) filter (where passes), array_agg(frequency) filter (where passes),
-            array_agg(length) filter (where passes)
+        select term, count(*), string_agg(int8send(number) || float4send(frequency) || float4send(length), '')
+            filter (where passes)
         from (select *, facet = any(%s) as passes from postings where term = any(%s)) as found group by term
         """,
         [list(among), sorted(set(stems.values()))],
+        binary=True,
     ).fetchall()
     postings: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for term, holding, numbers, frequency, lengths in rows:
+    for term, holding, passing in rows:
+        entries = np.frombuffer(passing or b"", [("number", ">i8"), ("frequency", ">f4"), ("length", ">f4")])
         parts = bm25.saturated(
-            np.asarray(frequency or [], np.float64), np.asarray(lengths or [], np.float64), length / max(documents, 1)
+            entries["frequency"].astype(np.float64), entries["length"].astype(np.float64), length / max(documents, 1)
         )
         weight = bm25.inverse_document_frequency(holding, documents)
-        postings[term] = np.asarray(numbers or [], np.int64), parts * weight
+        postings[term] = entries["number"].astype(np.int64), parts * weight
     best = [
         _sums([postings[stem] for stem in {stems[t] for t in terms} if stem in postings], depth)
         for terms, depth in zip(asked, depths, strict=True)
@@ -183,35 +190,37 @@ def identities(connection: Connection, ids: Collection[str]) -> dict[str, Identi
     return {id: Identity(*rest) for id, *rest in connection.execute(query, [list(ids)])}
 
 
-def index_names(model: str) -> dict[str, str]:
+def index_names(model: str) -> dict[str, sql.SQL]:
     """Name of each HNSW index of a model -> which vectors it holds."""
     digest = hashlib.sha256(model.encode()).hexdigest()[:16]
-    return {f"embeddings_{digest}": _PIECES, f"embeddings_names_{digest}": _NAMES}
+    return {f"embeddings_{digest}": _CARDS, f"embeddings_all_{digest}": _CARDS_AND_NAMES}
 
 
 def as_text(vector: np.ndarray) -> str:
     return str(HalfVector(vector).to_text())
 
 
-def _prepare(connection: Connection, model: str, among: Sequence[int], depth: int) -> bool:
+def _prepare(connection: Connection, model: str, pieces: sql.SQL, among: Sequence[int], depth: int) -> bool:
     """Whether to walk the index. Comparing all of `passing` vectors takes time as `passing`; the walk, which meets
     vectors near and far alike, as depth x all / passing."""
-    names = list(index_names(model))
+    [name] = [name for name, held in index_names(model).items() if held is pieces]
     found = connection.execute(
-        "select coalesce(sum(reltuples), 0)::float8 from pg_class where oid = to_regclass(%s)", [names[0]]
+        "select coalesce(sum(reltuples), 0)::float8 from pg_class where oid = to_regclass(%s)", [name]
     ).fetchone()
     everything = found[0] if found else 0.0
     if everything <= 0:
         return False
     plan = connection.execute(
-        "explain (format json) select from embeddings where model = %s and chunk >= 0 and facet = any(%s)",
-        [model, list(among)],
+        sql.SQL("explain (format json) select from embeddings where model = {}{} and facet = any(%s)").format(
+            sql.Literal(model), pieces
+        ),
+        [list(among)],
         prepare=False,
     ).fetchone()
     passing = plan[0][0]["Plan"]["Plan Rows"] if plan else 0
     if passing * passing < _STEP_COST * depth * everything:
         return False
-    breadth = min(_MOST_BREADTH, max(40, math.ceil(depth * _BREADTH)))
+    breadth = min(_MOST_BREADTH, max(40, math.ceil(_BREADTH * depth * everything / passing)))
     settings = {"hnsw.ef_search": breadth, **_WALKING}
     connection.execute("; ".join(f"set local {name} = {value}" for name, value in settings.items()), prepare=False)
     return True

@@ -179,10 +179,10 @@ def test_the_index_waits_for_enough_vectors_and_is_made_once(catalog: Catalog, d
     assert catalog.index("m", from_vectors=1)
     with database.connection() as connection:
         found = connection.execute("select indexdef from pg_indexes where indexdef like '%hnsw%' order by 1").fetchall()
-    assert len(found) == 2
-    for (definition,), which in zip(found, ("(chunk >= 0)", "(chunk < 0)"), strict=True):
+    held = ("((model = 'm'::text) AND (chunk >= 0))", "(model = 'm'::text)")
+    for (definition,), which in zip(found, held, strict=True):
         assert "halfvec(2)" in definition
-        assert f"WHERE ((model = 'm'::text) AND {which})" in definition
+        assert definition.endswith(f"WHERE {which}")
 
 
 def test_changed_content_drops_the_vectors_of_every_model_and_the_same_content_keeps_them(catalog: Catalog) -> None:

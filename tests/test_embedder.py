@@ -31,7 +31,29 @@ def test_documents_and_queries_share_one_space_and_batches_change_nothing(embedd
 def test_short_texts_beside_a_long_one_keep_their_places(embedder: Embedder) -> None:
     texts = ["a fox", "an old fisherman mending a net on a wooden pier at dawn", "cat"]
     together = embedder.queries(texts)
-    np.testing.assert_allclose(together, np.stack([embedder.queries([text])[0] for text in texts]), atol=1e-5)
+    np.testing.assert_allclose(together, np.stack([embedder.documents([text])[0] for text in texts]), atol=1e-5)
+
+
+def test_what_was_asked_before_is_not_embedded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder, embedded = Embedder.named(DEFAULT), []
+    vectors = {"a": [1.0, 0.0], "b": [0.0, 2.0], "c" * 2000: [3.0, 4.0]}
+
+    def request(texts: list[str], kind: str) -> list[list[float]]:
+        embedded.append(texts)
+        return [vectors[text] for text in texts]
+
+    monkeypatch.setattr(embedder, "_request", request)
+    monkeypatch.setattr("stylus.embedder._MOST_KEPT", 2)
+    long = "c" * 2000
+    for texts in (["a"], ["b", "a", "b"], [long], [long, "b"]):
+        expected = [np.array(vectors[text]) / np.linalg.norm(vectors[text]) for text in texts]
+        np.testing.assert_allclose(embedder.queries(texts), expected)
+    assert embedded == [["a"], ["b"], [long], [long]]  # nobody keeps what is long
+    vectors["d"] = [1.0, 1.0]
+    embedder.queries(["d"])
+    embedder.queries(["b"])
+    embedder.queries(["a"])
+    assert embedded[4:] == [["d"], ["a"]]  # the oldest of three went
 
 
 def test_no_texts_and_strange_texts(embedder: Embedder) -> None:
@@ -41,8 +63,8 @@ def test_no_texts_and_strange_texts(embedder: Embedder) -> None:
 
 
 def test_many_threads(embedder: Embedder) -> None:
-    words = ["star", "heart", "moon", "snow"] * 4
-    alone = embedder.queries(words)
+    words = ["anvil", "bugle", "cello", "dingo"] * 4
+    alone = embedder.documents(words)
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda word: embedder.queries([word])[0], words))
     np.testing.assert_allclose(alone, np.stack(together), atol=1e-5)

@@ -49,9 +49,10 @@ def test_recall_against_exact_search_whatever_the_filter_keeps(catalog: Catalog,
         with catalog.reading() as connection:
             among = search_index.facets(connection, Filters(base_model=family))
             # Few that pass are compared one by one, index or not.
-            assert search_index._prepare(connection, MODEL, among, 20) is (indexed and name != "few")
+            walks = search_index._prepare(connection, MODEL, search_index._CARDS, among, 20)
+            assert walks is (indexed and name != "few")
             found = search_index.nearest(connection, queries, MODEL, among, 20)
-            [far] = search_index.nearest(connection, queries[:1], MODEL, among, 20, names=True)
+            [far] = search_index.nearest(connection, -queries[:1], MODEL, among, 20, names=True)
         recalls = []
         for query, one in zip(queries, found, strict=True):
             exact = points[rows] @ (query / np.linalg.norm(query))
@@ -61,8 +62,8 @@ def test_recall_against_exact_search_whatever_the_filter_keeps(catalog: Catalog,
             assert not one.complete
             assert len(one.scores) == 20
         assert np.mean(recalls) >= 0.98, name
-        # The names' vectors are the opposites: another list, and none of them among the cards.
-        nearest_name = rows[np.argmin(points[rows] @ queries[0])]
+        # The names' vectors are the opposites: what is nearest to the opposite query is the name of the nearest card.
+        nearest_name = rows[np.argmax(points[rows] @ queries[0])]
         assert next(iter(far.scores)) == f"a:{nearest_name}"
 
 
