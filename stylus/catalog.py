@@ -96,16 +96,19 @@ class Catalog:
 
         The claim is a lock on their rows: other machines pass over them, and it dies with its holder.
         """
-        query = sql.SQL("""
-            select {} from adapters
-            where id > %s and not exists (select from embeddings where adapter = id and model = %s)
-            order by id limit %s for no key update skip locked
-        """).format(_COLUMNS)
+        without = "not exists (select from embeddings where adapter = id and model = %s)"
+        claim = sql.SQL(
+            "select id from adapters where id > %s and {} order by id limit %s for no key update skip locked"
+        ).format(sql.SQL(without))
+        # Once more with a new snapshot: who had them until now may have made their vectors since the last one.
+        claimed = sql.SQL("select {} from adapters where id = any(%s) and {} order by id").format(
+            _COLUMNS, sql.SQL(without)
+        )
         with self._database.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
-            found = [_adapter(row) for row in cursor.execute(query, [after, model, limit])]
-            if found:
+            ids = [row["id"] for row in cursor.execute(claim, [after, model, limit])]
+            if found := [_adapter(row) for row in cursor.execute(claimed, [ids, model])]:
                 _embed(connection, make(found), model)
-        return found[-1].id if found else None
+        return ids[-1] if ids else None
 
     def move(self, adapters: Iterable[Adapter]) -> None:
         """Updates where the files of known adapters and the pictures beside them lie, and nothing else."""

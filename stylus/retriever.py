@@ -5,21 +5,33 @@ whole prompt and keywords, each by meaning and by words. The prompt is compared 
 the cards' names, short with short. Filters are part of each search; near-duplicates are folded before the limit.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 from stylus import bm25, search_index
 from stylus.catalog import Catalog
 from stylus.embedder import Embedder
 from stylus.ranking import fold, fuse
 from stylus.records import Adapter, Filters, Match
+from stylus.search_index import Connection, Found
 from stylus.serving import Serving
 from stylus.telemetry import stage
+
+T = TypeVar("T")
 
 MOST_KEYWORDS = 32
 """Each costs an embedding and a search."""
 DEPTH = 300
 """Candidates for the whole prompt, at least: so that the first ten are the same whether ten or a hundred are asked for,
 and twice what a composer sees, since what is in the middle of several lists comes before the end of one."""
+
+MOST_AT_ONCE = 4
+"""Searches of one process in Postgres at a time."""
+TOGETHER = 4
+"""Keywords in one of them."""
 
 MOST_READ = 2000
 """Characters of a description in which to look for the reason."""
@@ -31,6 +43,7 @@ class Retriever:
     def __init__(self, catalog: Catalog, embedder: Embedder) -> None:
         self._catalog = catalog
         self._serving = Serving(catalog, embedder)
+        self._pool = ThreadPoolExecutor(min(MOST_AT_ONCE, os.cpu_count() or 1), "stylus-search")
 
     @stage("search")
     def retrieve(
@@ -45,23 +58,17 @@ class Retriever:
         count once). Raises ModelUnavailable and DatabaseUnavailable."""
         words = [word for word in dict.fromkeys(keywords) if word != prompt][:MOST_KEYWORDS]
         texts = [prompt, *words]
-        model, vectors = self._serving.queries(texts)
+        among = self._read(lambda connection: search_index.facets(connection, filters))
         depth = max(DEPTH, limit)
-        with self._catalog.reading() as connection:
-            among = search_index.facets(connection, filters)
-            while True:
-                some = depth // 3  # a keyword is about less than the prompt, and each costs a walk
-                alike = search_index.nearest(connection, vectors[:1], model, among, depth)
-                alike += search_index.nearest(connection, vectors[1:], model, among, some, names=True)
-                spoken = search_index.lexical(connection, texts, among, [depth, *[some] * len(words)])
-                scores = _fused([list(found.scores) for found in alike], [list(found.scores) for found in spoken])
-                kept = _folded(connection, list(scores), limit)
-                if len(kept) >= limit or (alike[0].complete and spoken[0].complete):
-                    break
-                depth *= 2
-            first = list(kept)[:limit]
-            similarities = search_index.similarities(connection, first, vectors, model)
-        # After the search: whoever waits for a second connection while holding one can wait for someone who does too.
+        while True:
+            model, vectors, alike, spoken = self._search(texts, among, depth)
+            scores = _fused([list(found.scores) for found in alike], [list(found.scores) for found in spoken])
+            kept = self._folded(list(scores), limit)
+            if len(kept) >= limit or (alike[0].complete and spoken[0].complete):
+                break
+            depth *= 2
+        first = list(kept)[:limit]
+        similarities = self._read(lambda connection: search_index.similarities(connection, first, vectors, model))
         adapters = self._catalog.get(first)
         asked = {term for text in texts for term in bm25.terms(text)}
         matches = []
@@ -80,23 +87,45 @@ class Retriever:
             )
         return matches
 
+    def _search(
+        self, texts: Sequence[str], among: Sequence[int], depth: int
+    ) -> tuple[str, search_index.Vectors, list[Found], list[Found]]:
+        """The embedding model, each text's vector, and for each text what is found by meaning and by words."""
+        some = depth // 3  # a keyword is about less than the prompt, and each costs a walk
+        depths = [depth, *[some] * (len(texts) - 1)]
+        spoken = self._beside(partial(search_index.lexical, texts=texts, among=among, depths=depths))
+        model, vectors = self._serving.queries(list(texts))
+        near = partial(search_index.nearest, model=model, among=among)
+        alike = [self._beside(partial(near, vectors=vectors[:1], depth=depth))]
+        for start in range(1, len(vectors), TOGETHER):
+            part = vectors[start : start + TOGETHER]
+            alike.append(self._beside(partial(near, vectors=part, depth=some, names=True)))
+        return model, vectors, [found for part in alike for found in part.result()], spoken.result()
+
+    def _folded(self, ids: Sequence[str], limit: int) -> dict[str, list[str]]:
+        """At least `limit` adapters that are no near-duplicates of each other, if there are so many, each with its own.
+        Mostly twice as many are enough to look at."""
+        for some in (ids[: 2 * limit], ids):
+            identities = self._read(partial(search_index.identities, ids=some))
+            kept = fold(filter(identities.__contains__, some), identities)
+            if len(kept) >= limit:
+                break
+        return kept
+
+    def _read(self, search: Callable[[Connection], T]) -> T:
+        with self._catalog.reading() as connection:
+            return search(connection)
+
+    def _beside(self, search: Callable[[Connection], T]) -> Future[T]:
+        """On another connection. Who waits for it must hold none: else all may wait for one that nobody gives back."""
+        return self._pool.submit(self._read, search)
+
 
 def _fused(alike: Sequence[Sequence[str]], spoken: Sequence[Sequence[str]]) -> dict[str, float]:
     """Prompt and keywords count the same, by meaning as by words; the keywords share their half."""
     lists = [(alike[0], 1.0), (spoken[0], 1.0)]
     lists += [(ids, 1 / (len(alike) - 1)) for ids in [*alike[1:], *spoken[1:]]]
     return fuse(lists)
-
-
-def _folded(connection: search_index.Connection, ids: Sequence[str], limit: int) -> dict[str, list[str]]:
-    """At least `limit` adapters that are no near-duplicates of each other, each with those of its own, if there are so
-    many. Mostly twice as many are enough to look at."""
-    for some in (ids[: 2 * limit], ids):
-        identities = search_index.identities(connection, some)
-        kept = fold(filter(identities.__contains__, some), identities)
-        if len(kept) >= limit:
-            break
-    return kept
 
 
 def _why(adapter: Adapter, asked: set[str], cosines: dict[str, float]) -> str:
