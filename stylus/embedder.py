@@ -87,6 +87,11 @@ class Embedder:
                 del self._kept[text]
         return np.stack([found[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
 
+    def forget(self) -> None:
+        """Embeds every query anew from now on, so that a measurement is not flattered by the queries before it."""
+        with self._keeping:
+            self._kept.clear()
+
     def _fresh(self, texts: Sequence[str]) -> Float32[np.ndarray, "n d"]:
         long = np.array([2 * len(text) > max(map(len, texts)) for text in texts], bool)
         if not self._local or long.all():

@@ -85,7 +85,9 @@ def nearest(
     connection: Connection, vectors: Vectors, model: str, among: Sequence[int], depth: int, *, names: bool = False
 ) -> list[Found]:
     """For each vector the adapters whose best piece is most similar, out of the `depth` nearest pieces of cards, or of
-    cards and names. `among`: the facets that pass. Raises InvalidInput for vectors of another dimension."""
+    cards and names. `among`: the facets that pass. Raises InvalidInput for vectors of another dimension.
+
+    Until the end of its transaction other queries are planned as walks too: give it one of its own."""
     if not among or not len(vectors):
         return [Found() for _ in vectors]
     pieces = _CARDS_AND_NAMES if names else _CARDS
@@ -113,8 +115,6 @@ def nearest(
             f"The query vector has {vectors.shape[1]} numbers, the catalog's vectors of {model} have others. Run "
             "`stylus embed` to embed the adapters again, or ingest them again with this embedding model."
         ) from error
-    if walk:
-        connection.execute("; ".join(f"set local {name} to default" for name in _WALKING), prepare=False)
     for place, adapter, distance_found in rows:
         hits[place - 1] += 1
         similarity, scores = 1 - float(distance_found), found[place - 1].scores

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from stylus import migrate as migrations
@@ -57,6 +58,29 @@ def test_many_openers_of_an_empty_database_migrate_it_once(postgres: EmbeddedPos
         list(pool.map(migrations.migrate, [url] * 4))
     with psycopg.connect(url) as connection:
         assert connection.execute("select count(*) from alembic_version").fetchone() == (1,)
+
+
+def test_indexes_of_before_are_made_anew_with_cards_and_names_together(postgres: EmbeddedPostgres) -> None:
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute("create database with_old_indexes")
+    url = make_conninfo(postgres.url, dbname="with_old_indexes")
+    migrations.migrate(url)
+    old = "create index {} on embeddings using hnsw ((embedding::halfvec(2)) halfvec_cosine_ops) {} where {}"
+    with psycopg.connect(url) as connection:
+        connection.execute("update alembic_version set version_num = '0015'")
+        for name, options, held in (
+            ("embeddings_0123456789abcdef", "", "model = 'm' and chunk >= 0"),
+            ("embeddings_names_0123456789abcdef", "with (m = 8)", "model = 'm' and chunk < 0"),
+        ):
+            connection.execute(sql.SQL(old).format(sql.Identifier(name), sql.SQL(options), sql.SQL(held)))
+    migrations.migrate(url)
+    with psycopg.connect(url) as connection:
+        query = "select indexname, indexdef from pg_indexes where indexdef like '%hnsw%'"
+        found = {name: definition.partition(" WITH ")[2] for name, definition in connection.execute(query)}
+    assert found == {
+        "embeddings_0123456789abcdef": "(ef_construction='128') WHERE ((model = 'm'::text) AND (chunk >= 0))",
+        "embeddings_all_0123456789abcdef": "(ef_construction='128') WHERE (model = 'm'::text)",
+    }
 
 
 def test_a_database_of_a_newer_stylus_is_refused(database: Database) -> None:

@@ -54,6 +54,9 @@ def test_what_was_asked_before_is_not_embedded_again(monkeypatch: pytest.MonkeyP
     embedder.queries(["b"])
     embedder.queries(["a"])
     assert embedded[4:] == [["d"], ["a"]]  # the oldest of three went
+    embedder.forget()
+    embedder.queries(["a"])
+    assert embedded[6:] == [["a"]]
 
 
 def test_no_texts_and_strange_texts(embedder: Embedder) -> None:

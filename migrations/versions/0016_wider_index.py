@@ -19,7 +19,7 @@ begin
         where indrelid = 'embeddings'::regclass and c.relname ~ '^embeddings_(names_)?[0-9a-f]{16}$'
     loop
         execute format('drop index %I', old.name);
-        wider := replace(old.definition, ' WHERE ', ' WITH (ef_construction = ''128'') WHERE ');
+        wider := regexp_replace(old.definition, '( WITH [(].*[)])? WHERE ', ' WITH (ef_construction = 128) WHERE ');
         execute replace(replace(wider, ' AND (chunk < 0)', ''), 'embeddings_names_', 'embeddings_all_');
     end loop;
 end $$

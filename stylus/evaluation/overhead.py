@@ -1,7 +1,7 @@
 """What choosing adapters costs beside drawing, by batch size (paper, section 4.4: 75% at batch 1).
 
-Each figure is the median over prompts, after one warm-up; every generation loads its adapters anew, so that `load` is
-not flattered by the cache.
+Each figure is the median over prompts, after one warm-up; every generation embeds its prompt and loads its adapters
+anew, so that `search` and `load` are not flattered by what is kept.
 """
 
 import statistics
@@ -45,6 +45,7 @@ def overhead(
 def _time_one(
     stylus: "Stylus", text: str, batch: int, family: BaseModelFamily, checkpoint: str | None
 ) -> Mapping[str, float]:
+    stylus.embedder.forget()
     start = time.perf_counter()
     matches = stylus.candidates(text, family)
     found = time.perf_counter()
