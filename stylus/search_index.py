@@ -27,7 +27,7 @@ Vectors = Float32[np.ndarray, "n d"]
 _STEP_COST = 16
 """One more adapter out of the index takes as long as this many exact comparisons (measured, README)."""
 
-_BREADTH = 4 / 3
+_BREADTH = 8 / 5
 """hnsw.ef_search per result, for those that pass and those that don't: so many neighbours does the walk keep in mind,
 and a second walk from where the first ended, for the few that were still missing, takes as long as the first."""
 _MOST_BREADTH = 1000  # pgvector's own bound
@@ -45,7 +45,7 @@ _WALKING = {
 _CARDS, _CARDS_AND_NAMES = sql.SQL(" and chunk >= 0"), sql.SQL("")
 INDEX = sql.SQL(
     "create index concurrently {name} on embeddings using hnsw ((embedding::halfvec({dimension})) halfvec_cosine_ops) "
-    "with (ef_construction = 128) where model = {model}{pieces}"
+    "where model = {model}{pieces}"
 )
 """Names are near to short texts. In one index with the cards they would stand in the way of a prompt."""
 
