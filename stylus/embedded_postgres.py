@@ -37,8 +37,8 @@ from stylus.postgres_account import Account
 START_SECONDS = 60.0
 """How long a start may take before it is given up: crash recovery of a large catalog is the slow case."""
 
-_MOST_BUFFERS = 2**30
-"""Bytes of Postgres's cache, taken as they are used: 100,000 vectors with their index fill a quarter of it."""
+_MOST_BUFFERS = 2**32
+"""Bytes of Postgres's cache, taken as they are used: a gigabyte for 200,000 cards with their indexes."""
 
 _SOCKET_PATH_BYTES = 90
 """Unix socket paths end at 104 (macOS) or 108 bytes (Linux), the socket's own name included."""
