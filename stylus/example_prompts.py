@@ -30,6 +30,15 @@ def positive(prompt: str) -> str:
     return prompt[: found.start()].strip() if found else prompt.strip()
 
 
+def without_names(prompt: str) -> tuple[str, tuple[str, ...]]:
+    """The prompt without `<lora:NAME:WEIGHT>`, which a text encoder would read as text, and what was taken out."""
+    named = tuple(dict.fromkeys(match[0] for match in _TAG.finditer(prompt)))
+    if not named:
+        return prompt, ()
+    pieces = (" ".join(piece.split()) for piece in _TAG.sub(" ", prompt).split(","))
+    return ", ".join(filter(None, pieces)), named
+
+
 def weight(card: Card) -> float | None:
     """The median weight at which the example prompts use this adapter; None if they don't, or can't be told apart.
 

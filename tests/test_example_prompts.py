@@ -2,7 +2,7 @@
 
 import pytest
 
-from stylus.example_prompts import positive, trigger_words, weight
+from stylus.example_prompts import positive, trigger_words, weight, without_names
 from stylus.ingest import settle
 from stylus.records import Card, Example
 
@@ -60,3 +60,21 @@ def test_settle_takes_the_cards_word_first() -> None:
     assert (settle(card(*prompts)).weight, settle(card(*prompts)).trigger_words) == (0.6, ("star",))
     said = settle(card(*prompts, weight=0.0, trigger_words=("rdst",)))
     assert (said.weight, said.trigger_words, said.refined) == (0.0, ("rdst",), False)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "named"),
+    [
+        ("a cat, on a roof", "a cat, on a roof", ()),
+        ("a  cat,, on a roof", "a  cat,, on a roof", ()),
+        (
+            "<lora:a_b:0.8> a cat, <lyco:x:1>, on a <lora:a_b:0.8> roof",
+            "a cat, on a roof",
+            ("<lora:a_b:0.8>", "<lyco:x:1>"),
+        ),
+        ("<lora:star:1>", "", ("<lora:star:1>",)),
+        ("a <lora of:1> b", "a <lora of:1> b", ()),
+    ],
+)
+def test_names_of_adapters_leave_a_prompt_and_nothing_else_does(prompt: str, text: str, named: tuple[str, ...]) -> None:
+    assert without_names(prompt) == (text, named)

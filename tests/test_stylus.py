@@ -39,6 +39,14 @@ def test_prompt_becomes_pictures_that_the_adapter_changed(stylus: Stylus) -> Non
     assert stylus.history.composition(composition.id) == composition
 
 
+def test_names_of_adapters_as_other_tools_write_them_are_not_drawn(stylus: Stylus) -> None:
+    composition = stylus.compose("a red star, <lora:foo:0.7>, on a blue background")
+    assert composition.prompt == "a red star, on a blue background"
+    assert any("<lora:foo:0.7> was taken out" in note for note in composition.notes)
+    with pytest.raises(InvalidInput, match="only names adapters, <lora:foo:1>"):
+        stylus.compose(" <lora:foo:1>, ")
+
+
 def test_same_request_gives_the_same_pixels(stylus: Stylus) -> None:
     request = stylus.request("a green heart", count=1, seed=11)
     first, second = stylus.generate(request), stylus.generate(request)
