@@ -28,6 +28,8 @@ USE = """
         os.setuid(int(sys.argv[2]))
     server = EmbeddedPostgres(Path(sys.argv[1]))
     with psycopg.connect(server.url) as connection:
+        # "If not exists" looks and then makes: two at once both make.
+        connection.execute("select pg_advisory_xact_lock(1)")
         connection.execute("create table if not exists t (x int)")
     print("ready", flush=True)
     sys.stdin.readline()
