@@ -83,8 +83,8 @@ class Embedder:
         found |= zip(fresh, self._fresh(fresh), strict=True)
         with self._keeping:
             self._kept |= {text: found[text] for text in fresh if len(text) <= _LONGEST_KEPT}
-            for text in list(self._kept)[:-_MOST_KEPT]:
-                del self._kept[text]
+            while len(self._kept) > _MOST_KEPT:
+                del self._kept[next(iter(self._kept))]  # the oldest
         return np.stack([found[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
 
     def forget(self) -> None:
