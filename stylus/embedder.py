@@ -9,7 +9,7 @@ import contextlib
 import importlib.util
 import threading
 import weakref
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from stylus.errors import ModelUnavailable, SettingsError
+from stylus.model_loading import model_loading
 from stylus.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Embedder:
         self._keeping = threading.Lock()
         self._alone = ThreadPoolExecutor(1, "stylus-queries", _alone)
         self._client: Client | None = None
+        self._loaded = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
@@ -127,31 +129,17 @@ class Embedder:
                 return self._run(self._ready().embed(texts, input_type=kind)).embeddings
             with (
                 self._lock,
-                self._quietly(),
+                contextlib.nullcontext() if self._loaded else model_loading(),
                 Agent.using_thread_executor(self._alone) if kind == "query" else contextlib.nullcontext(),
             ):
-                return self._run(self._ready().embed(texts, input_type=kind)).embeddings
-        except (AgentRunError, UserError, ImportError, OSError, ValueError) as error:
+                vectors = self._run(self._ready().embed(texts, input_type=kind)).embeddings
+                self._loaded = True
+                return vectors
+        except (AgentRunError, UserError, ImportError, OSError, ValueError, RuntimeError) as error:
             raise ModelUnavailable(
                 f"The embedding model {self.name} gave no answer: {error}. Check STYLUS_EMBEDDER and the provider's "
                 "key and address, or unset STYLUS_EMBEDDER to use the one that comes with Stylus, then ingest again."
             ) from error
-
-    @contextlib.contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """The first call loads the weights: without a progress bar on the terminal or in the log of a server."""
-        if self._client is not None:
-            yield
-            return
-        from transformers.utils import logging
-
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
-            yield
-        finally:
-            if shown:
-                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
     def _ready(self) -> "Client":
         if self._client is None:

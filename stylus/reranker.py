@@ -16,6 +16,7 @@ from pydantic_ai.usage import RunUsage
 
 from stylus.composer import GRACE, MOST_ANSWER, TIMEOUT, as_usage, check_model, in_own_loop
 from stylus.errors import ModelUnavailable, StylusError
+from stylus.model_loading import model_loading
 from stylus.records import Adapter, OnProgress, Usage
 from stylus.rules import clean
 from stylus.settings import Settings
@@ -66,9 +67,10 @@ class LocalReranker:
                 if self._model is None:
                     from sentence_transformers import CrossEncoder
 
-                    self._model = CrossEncoder(
-                        self.name.removeprefix(LOCAL), num_labels=1, model_kwargs={"use_safetensors": True}
-                    )
+                    with model_loading():
+                        self._model = CrossEncoder(
+                            self.name.removeprefix(LOCAL), num_labels=1, model_kwargs={"use_safetensors": True}
+                        )
                 scores = self._model.predict(pairs, show_progress_bar=False)
             except (OSError, ValueError, RuntimeError) as error:
                 raise ModelUnavailable(

@@ -14,6 +14,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from stylus.errors import InvalidInput, ModelUnavailable
+from stylus.model_loading import model_loading
 from stylus.pocket import CLIP
 
 BATCH = 32
@@ -106,15 +107,14 @@ def open_features(name: str | None = None, device: str = "cpu") -> VisionModel:
     """The vision model of that folder or hub id; None is the pocket CLIP, which comes with Stylus. A ClipModel where it
     reads texts too. Only safetensors are loaded. Raises ModelUnavailable."""
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-    from transformers.utils import logging
 
     source = str(CLIP) if name is None else name
     shown = "pocket CLIP" if name is None else Path(name).name if Path(name).is_dir() else name
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ours is the one that people see
     try:
         # the processors' other back end needs torchvision
         processor = AutoImageProcessor.from_pretrained(source, backend="pil")  # type: ignore[no-untyped-call]
-        model = AutoModel.from_pretrained(source, use_safetensors=True).to(device)
+        with model_loading():
+            model = AutoModel.from_pretrained(source, use_safetensors=True).to(device)
         if not hasattr(model, "get_text_features"):
             return VisionModel(shown, model, processor)
         return ClipModel(shown, model, processor, AutoTokenizer.from_pretrained(source))

@@ -19,12 +19,12 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
 
 from stylus.errors import CheckpointError, SettingsError
 from stylus.generation.adapters import ResidentAdapters
 from stylus.generation.families import DEFAULTS, FAMILIES, Defaults, Flux, StableDiffusion
 from stylus.generation.single_file import UNREADABLE, read_single_file
+from stylus.model_loading import model_loading
 from stylus.records import BaseModelFamily
 from stylus.settings import Settings
 
@@ -201,8 +201,7 @@ class Checkpoints:
 
 def _read(family: BaseModelFamily, source: str, dtype: torch.dtype) -> tuple[Any, str, str]:
     """(pipeline on the CPU, name, SHA-256) of a configured checkpoint."""
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()  # ours is the one that people see
+    diffusers.utils.logging.disable_progress_bar()  # ours is the one that people see
     pipeline = FAMILIES[family].pipeline
     file, _, config = source.partition("@")
     path = Path(file).expanduser()
@@ -213,13 +212,14 @@ def _read(family: BaseModelFamily, source: str, dtype: torch.dtype) -> tuple[Any
         loaded, weights = read_single_file(FAMILIES[family], path, config, dtype, **plain)
         return loaded, path.stem, _sha256(weights)
     folder = _folder(source, family)
-    loaded = pipeline.from_pretrained(
-        folder,
-        dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        **(plain | {"requires_safety_checker": False} if plain else {}),
-    )
+    with model_loading():
+        loaded = pipeline.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            **(plain | {"requires_safety_checker": False} if plain else {}),
+        )
     name = family.value if folder == POCKET else folder.name if Path(source).expanduser().is_dir() else source
     return loaded, name, _sha256(sorted(folder.rglob("*.safetensors")))
 

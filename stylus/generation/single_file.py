@@ -12,6 +12,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 
 from stylus.generation.families import StableDiffusion
+from stylus.model_loading import model_loading
 
 UNREADABLE = (
     OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError, SingleFileComponentError,
@@ -40,10 +41,12 @@ def read_single_file(
         held = dict.fromkeys(name for name in (*kind.components, "vae") if name not in missing) | options
         # a hub id is downloaded without the models that the file holds
         folder = Path(config if Path(config).is_dir() else pipeline.download(config, use_safetensors=True, **held))
-        rest = pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, **held)
+        with model_loading():
+            rest = pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, **held)
         known = {"config": str(folder), **{name: getattr(rest, name) for name in missing}}
         weights += [path for name in missing for path in sorted((folder / name).glob("*.safetensors"))]
-    return pipeline.from_single_file(str(file), torch_dtype=dtype, **known, **options), weights
+    with model_loading():
+        return pipeline.from_single_file(str(file), torch_dtype=dtype, **known, **options), weights
 
 
 def _missing(kind: type[StableDiffusion], file: Path) -> list[str]:
