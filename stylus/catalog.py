@@ -76,17 +76,17 @@ class Catalog:
         One that is there already is replaced; its vectors stay if its content is the same.
         """
         kept = [(adapter, adapter.content_hash()) for adapter in adapters]
-        with self._database.connection() as connection:
-            _forget(connection, kept, model="")
-            _upsert(connection, kept)
+        self._database.transact(lambda connection: _keep(connection, kept, model=""))
 
     def add_embedded(self, entries: Sequence[Entry], model: str) -> None:
         """Keeps adapters with their vectors of `model`, all or none; changed content drops those of other models."""
         kept = [(entry.adapter, entry.content_hash) for entry in entries]
-        with self._database.connection() as connection:
-            _forget(connection, kept, model)
-            _upsert(connection, kept)
+
+        def keep(connection: psycopg.Connection[Any]) -> None:
+            _keep(connection, kept, model)
             _embed(connection, entries, model)
+
+        self._database.transact(keep)
 
     def embed_missing(
         self, model: str, make: Callable[[Sequence[Adapter]], Sequence[Entry]], after: str = "", limit: int = 64
@@ -112,12 +112,12 @@ class Catalog:
 
     def move(self, adapters: Iterable[Adapter]) -> None:
         """Updates where the files of known adapters and the pictures beside them lie, and nothing else."""
-        with self._database.connection() as connection, connection.cursor() as cursor:
-            cursor.executemany(
-                'update adapters set file = %s, url = %s, sha256 = %s, bytes = %s, download = %s, "group" = %s, '
-                "examples = %s, missing = false, updated_at = now() where id = %s",
-                [(*location(adapter), _examples(adapter), adapter.id) for adapter in adapters],
-            )
+        query = (
+            'update adapters set file = %s, url = %s, sha256 = %s, bytes = %s, download = %s, "group" = %s, '
+            "examples = %s, missing = false, updated_at = now() where id = %s"
+        )
+        rows = [(*location(adapter), _examples(adapter), adapter.id) for adapter in adapters]
+        self._database.transact(lambda connection: connection.cursor().executemany(query, rows))
 
     def known(self, ids: Sequence[str], model: str) -> dict[str, Known]:
         """What is kept of these ids, and whether it has vectors of `model`."""
@@ -267,7 +267,8 @@ def _forget(connection: psycopg.Connection[Any], kept: Sequence[tuple[Adapter, s
     )
 
 
-def _upsert(connection: psycopg.Connection[Any], kept: Sequence[tuple[Adapter, str]]) -> None:
+def _keep(connection: psycopg.Connection[Any], kept: Sequence[tuple[Adapter, str]], model: str) -> None:
+    _forget(connection, kept, model)
     columns = [*_FIELDS, "content_hash"]
     changes = [sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in columns if name != "id"]
     query = sql.SQL(

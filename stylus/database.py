@@ -24,6 +24,7 @@ _MOST_CONNECTIONS = 16
 _KEPT_IDLE = 4
 _WAIT_SECONDS = 30.0
 _CONNECT_SECONDS = 5
+_TRIES = 5
 _VERSIONS = """
 SELECT current_setting('server_version'), extversion, version_num
 FROM pg_extension, alembic_version WHERE extname = 'vector'
@@ -84,6 +85,18 @@ class Database:
                     self._checkin(connection)
         finally:
             self._free.release()
+
+    def transact(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
+        """`work` in one transaction, from its start again where Postgres ended it so that another could go on: two that
+        write the same rows may each wait for the other. Raises as `connection` does."""
+        for left in reversed(range(_TRIES)):
+            try:
+                with self.connection() as connection:
+                    return work(connection)
+            except DatabaseUnavailable as error:
+                if not left or not isinstance(error.__cause__, psycopg.errors.DeadlockDetected):
+                    raise
+        raise AssertionError
 
     def status(self) -> dict[str, str]:
         """Where the server is (no password) and the versions of Postgres, pgvector and our tables."""

@@ -59,6 +59,8 @@ _WORDS = {name: frozenset(text.split()) for name, text in _LISTS.items()}
 # Verbs that bind a noun to its place are a short list: without a tagger "plays" could as well be a noun.
 _BOUNDS = FUNCTION_WORDS | _WORDS["praise"] | _WORDS["adverbs"] | _WORDS["binding"]
 _AUXILIARIES = frozenset({"is", "are", "was", "were", "be", "been", "being"})
+_NEGATIONS = frozenset({"no", "not", "without", "never", "cannot"})
+_ARTICLES = frozenset({"a", "an", "the", "any"})
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class _Token:
     noise: bool
 
     @property
+    def denies(self) -> bool:
+        """Whether what comes next shall not be in the picture."""
+        return self.text in _NEGATIONS or self.text.endswith(("n't", "n’t"))
+
+    @property
     def pieces(self) -> int:
         return 1 + sum(self.text.count(joint) for joint in "'’_-")
 
@@ -77,6 +84,7 @@ class _Token:
         """Whether it stands between keywords and belongs to none."""
         return (
             self.noise
+            or self.denies
             or len(self.text) > LONGEST_WORD
             or self.pieces > MOST_WORDS
             or self.text.isdigit()
@@ -147,18 +155,25 @@ def _phrases(prompt: str) -> Iterator[list[_Token]]:
     run: list[_Token] = []
     end = 0
     after_be = False  # an -ing or -ed form after "is" is a verb
+    denied = False  # the next phrase, those after "or", and a verb's object
+    article = False
     for match in TOKEN.finditer(prompt):
         token = _Token(match.start(), match.end(), match[0].casefold(), match["noise"] is not None)
         gap, end = prompt[end : match.start()], match.end()
         broken = "\n" in gap or bool(gap.strip())
         if broken or token.bounds:
-            yield from _cut(run, after_be, token.text == "of" and not broken)
+            if not denied:
+                yield from _cut(run, after_be, token.text == "of" and not broken)
+            denied = denied and not broken and (not run or token.text in _ARTICLES | {"or", "nor"})
             run, after_be = [], False
         if not token.bounds:
             run.append(token)
         else:
             after_be = token.text in _AUXILIARIES
-    yield from _cut(run, after_be, False)
+            denied = denied or (token.denies and not article)  # but for "a no parking sign"
+        article = token.text in _ARTICLES
+    if not denied:
+        yield from _cut(run, after_be, False)
 
 
 def _cut(run: list[_Token], after_be: bool, before_of: bool) -> Iterator[list[_Token]]:

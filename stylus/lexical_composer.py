@@ -115,9 +115,13 @@ class LexicalComposer:
         sound = (match.adapter for match in usable if match.adapter.description or match.adapter.tags)
         purposes = {adapter.id: about(adapter) for adapter in sound if not doubted[adapter.id]}
         scored = [self._judge(number, keyword, usable, purposes, doubted) for number, keyword in enumerate(asked)]
-        tasks = tuple(_assign(self._worth([candidate for of_task in scored for candidate in of_task]), asked, limits))
-        notes = ("The lexical composer is deterministic: temperature has no effect.",) if temperature > 0 else ()
-        return Draft(tasks, self.name, notes)
+        worthy = self._worth([candidate for of_task in scored for candidate in of_task])
+        tasks = tuple(_assign(worthy, asked, limits))
+        notes = ["The lexical composer is deterministic: temperature has no effect."] if temperature > 0 else []
+        if without := _without(worthy, asked, tasks, limits):
+            caps = f"at most {limits.total} adapters and {limits.styles} styles are chosen"
+            notes.append(f"Without an adapter, since {caps}: {', '.join(without)}.")
+        return Draft(tasks, self.name, tuple(notes))
 
     def _judge(
         self,
@@ -216,6 +220,22 @@ def _split(keyword: str, chosen: Sequence[Choice], sides: Sequence[int]) -> Iter
     for half, keyword_half in enumerate(halves):
         mine = tuple(choice for choice, side in zip(chosen, sides, strict=True) if side == half)
         yield Task(keyword=keyword_half, choices=mine)
+
+
+def _without(
+    candidates: Sequence[_Candidate], asked: Sequence[str], tasks: Sequence[Task], limits: Limits
+) -> list[str]:
+    """The keywords that would have an adapter but for the caps."""
+    chosen = {choice.adapter_id: choice.category for task in tasks for choice in task.choices}
+    full = len(chosen) >= limits.total
+    styled = sum(category is Category.STYLE for category in chosen.values()) >= limits.styles
+    turned_away = {
+        asked[candidate.task]
+        for candidate in candidates
+        if candidate.match.adapter.id not in chosen
+        and (full or (styled and candidate.match.adapter.category is Category.STYLE))
+    }
+    return [task.keyword for task in tasks if not task.choices and task.keyword in turned_away]
 
 
 def _assign(candidates: Sequence[_Candidate], asked: Sequence[str], limits: Limits) -> Iterator[Task]:

@@ -42,6 +42,7 @@ from stylus.retriever import Retriever
 from stylus.rules import separate
 from stylus.settings import Settings
 from stylus.telemetry import stage
+from stylus.trigger_words import serving
 from stylus.weights import normalised
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Stylus:
         if not 0 <= temperature <= 2:
             raise InvalidInput(f"temperature is {temperature}: it must be 0 to 2.")
         if picks is not None:
-            draft = Draft(self._tasks_of(picks, family), "caller")
+            draft = Draft(self._tasks_of(prompt, picks, family), "caller")
         else:
             found = self.candidates(prompt, family, policy, seed)
             apart = self.preferences.pairs([match.adapter.id for match in found])
@@ -196,7 +197,7 @@ class Stylus:
             return [Match(adapter=adapter, score=0.0, prompt_score=0.0) for adapter in drawn]
         return self.retriever.retrieve(prompt, keywords=search_terms(prompt), filters=filters, limit=CANDIDATES)
 
-    def _tasks_of(self, picks: Sequence[Pick], family: BaseModelFamily) -> tuple[Task, ...]:
+    def _tasks_of(self, prompt: str, picks: Sequence[Pick], family: BaseModelFamily) -> tuple[Task, ...]:
         if len(picks) > MAX_ADAPTERS:
             raise InvalidInput(f"{len(picks)} adapters were passed: at most {MAX_ADAPTERS} can be combined.")
         ids = [pick.id for pick in picks]
@@ -217,7 +218,7 @@ class Stylus:
                     reason="chosen by the caller",
                     name=adapter.name,
                     category=adapter.category,
-                    trigger_words=adapter.trigger_words[:1],
+                    trigger_words=serving(adapter, pick.task or prompt),
                 )
             )
         return tuple(Task(keyword=keyword, choices=tuple(chosen)) for keyword, chosen in choices.items())
@@ -270,7 +271,9 @@ class Stylus:
 
 def clean_prompt(text: str) -> str:
     """`text` without control characters and outer blanks. Raises InvalidInput when nothing or too much is left."""
-    cleaned = "".join(c for c in text if c.isprintable() or c in "\n\t").strip()
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    # no-break and ideographic spaces part words too
+    cleaned = "".join(c if c.isprintable() or c in "\n\t" else " " * c.isspace() for c in lines).strip()
     if not cleaned:
         raise InvalidInput("The prompt is empty: say what the picture should show.")
     if len(cleaned) > MAX_PROMPT:

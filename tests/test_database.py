@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -102,6 +104,30 @@ def test_a_block_that_raises_is_rolled_back(database: Database) -> None:
         raise ZeroDivisionError
     with database.connection() as connection:
         assert connection.execute("select to_regclass('t')").fetchone() == (None,)
+
+
+def test_of_two_that_wait_for_each_other_both_end(database: Database) -> None:
+    with database.connection() as connection:
+        connection.execute("create table t (x int, n int); insert into t values (1, 0), (2, 0)")
+    both_hold_one = threading.Barrier(2)
+    begun: list[int] = []
+
+    def add(first: int, second: int) -> None:
+        def work(connection: psycopg.Connection[Any]) -> None:
+            begun.append(first)
+            connection.execute("update t set n = n + 1 where x = %s", [first])
+            if len(begun) <= 2:
+                both_hold_one.wait(30)
+            connection.execute("update t set n = n + 1 where x = %s", [second])
+
+        database.transact(work)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(add, 1, 2), pool.submit(add, 2, 1)]:
+            done.result()
+    with database.connection() as connection:
+        assert connection.execute("select n from t").fetchall() == [(2,), (2,)]
+    assert len(begun) > 2
 
 
 def test_text_with_nul_is_invalid_input_and_the_connection_survives(database: Database) -> None:

@@ -106,7 +106,10 @@ def test_caps_hold_and_the_best_evidence_stays() -> None:
     weaker = match(adapter("bridge", "old stone bridge"))
     prompt = "bridge, corgi, lantern"
     assert of(compose(prompt, weaker, *exact)) == {"bridge": ["bridge"], "corgi": ["corgi"], "lantern": ["lantern"]}
-    assert of(compose(prompt, weaker, *exact, limits=Limits(total=2)))["bridge"] == []
+    assert compose(prompt, weaker, *exact).notes == ()
+    capped = compose(prompt, weaker, *exact, limits=Limits(total=2))
+    assert of(capped)["bridge"] == []
+    assert capped.notes == ("Without an adapter, since at most 2 adapters and 2 styles are chosen: bridge.",)
     assert of(compose(prompt, weaker, *exact, limits=Limits(total=0))) == {"bridge": [], "corgi": [], "lantern": []}
 
 
@@ -114,7 +117,8 @@ def test_at_most_two_styles() -> None:
     names = ("mosaic", "halftone", "woodcut")
     matches = [match(adapter(name, name, category=Category.STYLE)) for name in names]
     draft = compose("mosaic, halftone, woodcut", *matches)
-    assert sum(len(task.choices) for task in draft.tasks) == 2
+    [left] = [task.keyword for task in draft.tasks if not task.choices]
+    assert draft.notes[0].endswith(f": {left}.")
 
 
 def test_characters_only_when_named() -> None:

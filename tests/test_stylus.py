@@ -9,7 +9,7 @@ from PIL import Image
 from stylus.errors import Cancelled, InvalidInput, NotFound
 from stylus.ingest import ingest_pocket
 from stylus.pictures import image_id
-from stylus.records import BaseModelFamily, Filters, Pick, Progress
+from stylus.records import Adapter, BaseModelFamily, Filters, Pick, Progress
 from stylus.settings import Settings
 from stylus.stylus import Stylus
 
@@ -98,6 +98,23 @@ def test_bad_compositions_say_what_to_do(
 ) -> None:
     with pytest.raises(error, match=words):
         stylus.compose(prompt, picks=picks)
+
+
+def test_spaces_of_every_kind_part_words(stylus: Stylus) -> None:
+    composition = stylus.compose("a red\u00a0star\ron a\u200b checker\u0007board\u3000background\r\n")
+    assert composition.prompt == "a red star\non a checkerboard background"
+
+
+def test_of_a_list_in_one_trigger_word_what_serves_the_prompt_joins_it(stylus: Stylus) -> None:
+    adapter = Adapter(
+        id="x:knight",
+        name="Knight",
+        trigger_words=("1girl, knight armour, helmet, sword",),
+        base_model=stylus.settings.default_family,
+    )
+    stylus.catalog.add([adapter])
+    [choice] = stylus.compose("a knight in armour", picks=[Pick(id="x:knight")]).choices
+    assert choice.trigger_words == ("knight armour",)
 
 
 def test_adapter_of_another_base_model_is_refused(stylus: Stylus) -> None:

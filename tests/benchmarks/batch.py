@@ -9,7 +9,6 @@ import argparse
 import json
 import resource
 import statistics
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 
 from stylus.generation.adapters import ResidentAdapters
 from stylus.records import BaseModelFamily
+from tests.benchmarks import data_folder
 from tests.benchmarks.unets import World, twin, world, write_adapters
 
 WEIGHTS = np.array([[0.8, 0, 0], [0, 0.7, 0], [0.5, 0, 0.6], [0.4, 0.3, 0.5]], dtype=np.float32)
@@ -36,9 +36,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     here = world(arguments.full, arguments.small, len(WEIGHTS), arguments.side, arguments.steps)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with data_folder() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns when a second adapter is loaded
-        result = measure(here, Path(folder), arguments.rounds)
+        result = measure(here, folder, arguments.rounds)
     text = json.dumps(result, indent=2)
     print(text)
     if arguments.json:

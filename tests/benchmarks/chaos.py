@@ -15,7 +15,6 @@ import random
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +31,7 @@ from stylus.errors import StylusError
 from stylus.ingest import ingest_pocket
 from stylus.settings import Settings
 from stylus.stylus import Stylus
+from tests.benchmarks import data_folder
 from tests.benchmarks.workers import WORKER
 
 PATIENCE = 900.0
@@ -49,9 +49,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="squares instead of pocket pictures")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with data_folder() as folder:
         result = chaos(
-            Path(folder),
+            folder,
             jobs=arguments.jobs,
             kills=arguments.kills,
             every=arguments.every,

@@ -10,7 +10,6 @@ one: beside other work the rest is waiting for a core.
 import argparse
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from stylus.pocket import prompts
 from stylus.records import BaseModelFamily
 from stylus.settings import Settings
 from stylus.stylus import Stylus
+from tests.benchmarks import data_folder
 from tests.benchmarks.scale import BATCH, DIMENSION, FAMILIES, load, milliseconds
 
 _LISTS = {
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--data", type=Path, help="a folder to fill, or that an earlier run has filled")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, Stylus(Settings(data=arguments.data or Path(folder))) as stylus:
+    with data_folder() as folder, Stylus(Settings(data=arguments.data or folder)) as stylus:
         if not stylus.catalog.count().get(BaseModelFamily.SD15):
             fill(stylus, arguments.cards)
         result = {"cards": sum(stylus.catalog.count().values()), **measure(stylus)}

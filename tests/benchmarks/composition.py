@@ -13,7 +13,6 @@ Retriever is the paper's: whole prompt, cosine, top 3 (section 4.5); its task is
 import argparse
 import json
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from stylus.records import BaseModelFamily, Card, Match, Policy, Task
 from stylus.settings import Settings
 from stylus.stylus import Stylus
 from stylus.words import content_words
+from tests.benchmarks import data_folder
 
 COMPOSERS: Mapping[str, Composer] = {
     "ours": LexicalComposer(),
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first prompt")
     arguments = parser.parse_args()
     known, queries = cards(lines(arguments.cards)), lines(arguments.queries)
-    with tempfile.TemporaryDirectory() as folder, Stylus(Settings(data=Path(folder))) as stylus:
+    with data_folder() as folder, Stylus(Settings(data=folder)) as stylus:
         ingest(known, stylus.catalog, stylus.embedder)
         asked = queries[arguments.first :: arguments.every]
         figures = measure(stylus, asked, topic_words(known, queries))

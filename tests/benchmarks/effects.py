@@ -10,7 +10,6 @@ findings became flags.
 import argparse
 import json
 import sys
-import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from stylus.pocket.judge import Judge
 from stylus.records import BaseModelFamily, Progress
 from stylus.settings import Settings
 from stylus.stylus import Stylus
+from tests.benchmarks import data_folder
 from tests.benchmarks.pocket import IMAGES, shown
 
 PLANTED = {"undertrained", "overstrong", "inverted", "mislabelled"}
@@ -105,7 +105,7 @@ def main() -> None:
         if progress.stage == "report cards":
             print(f"{progress.done}/{progress.total}", file=sys.stderr, flush=True)
 
-    folder = nullcontext(arguments.data) if arguments.data else tempfile.TemporaryDirectory()
+    folder = nullcontext(arguments.data) if arguments.data else data_folder()
     with folder as data, Stylus(Settings(data=Path(data))) as stylus:
         ingest_pocket(stylus.catalog, stylus.embedder)
         measuring = Measuring(stylus, open_text_features(), BaseModelFamily.POCKET)

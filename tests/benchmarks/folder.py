@@ -9,7 +9,6 @@ making the database and loading the embedding model are a part of the first.
 import argparse
 import json
 import random
-import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from stylus.files import Files
 from stylus.ingest import IngestReport, ingest_folder
 from stylus.settings import Settings
 from stylus.stylus import Stylus
+from tests.benchmarks import data_folder
 
 SUBJECTS = ("lighthouse", "heron", "teapot", "tram", "castle", "violin", "orchid", "tortoise", "lantern", "glacier")
 LOOKS = ("watercolour", "charcoal", "neon", "clay", "woodcut", "pastel", "chrome", "mosaic", "velvet", "felt")
@@ -36,8 +36,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500, help="how many adapters")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    with data_folder() as root:
         make(root / "loras", arguments.count)
         first, first_s = run(root)
         second, second_s = run(root)

@@ -5,7 +5,6 @@
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 
 from stylus.evaluation.overhead import overhead
@@ -14,6 +13,7 @@ from stylus.pocket import prompts
 from stylus.records import BaseModelFamily
 from stylus.settings import Settings
 from stylus.stylus import Stylus
+from tests.benchmarks import data_folder
 
 PROMPTS = 8
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
     texts = [prompt.text for prompt in prompts() if len(prompt.concepts) > 1][:PROMPTS]
-    with tempfile.TemporaryDirectory() as folder, Stylus(Settings(data=Path(folder))) as stylus:
+    with data_folder() as folder, Stylus(Settings(data=folder)) as stylus:
         ingest_pocket(stylus.catalog, stylus.embedder)
         result = overhead(stylus, texts, BaseModelFamily.POCKET, lambda _: None)
     text = json.dumps(result, indent=2)

@@ -9,7 +9,6 @@ import argparse
 import json
 import random
 import sys
-import tempfile
 from pathlib import Path
 
 import fsspec
@@ -22,6 +21,7 @@ from stylus.pocket.judge import Judge
 from stylus.records import Composition, ImageRecord, Pick
 from stylus.settings import Settings
 from stylus.stylus import Stylus
+from tests.benchmarks import data_folder
 
 IMAGES = 4
 TEMPLATES = {
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--prompts-each", type=int, default=6, help="prompts for each good adapter alone")
     arguments = parser.parse_args()
     judge = Judge.load()
-    with tempfile.TemporaryDirectory() as folder, Stylus(Settings(data=Path(folder))) as stylus:
+    with data_folder() as folder, Stylus(Settings(data=folder)) as stylus:
         ingest_pocket(stylus.catalog, stylus.embedder)
         rates, rows = over_prompts(stylus, judge)
         good = {

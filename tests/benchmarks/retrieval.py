@@ -8,7 +8,6 @@ pick among the cards. The paper's retriever is section 3.2: whole prompt, cosine
 import argparse
 import json
 import statistics
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from stylus.keywords import search_terms
 from stylus.records import Card, Filters, Rating
 from stylus.retriever import Retriever
 from stylus.settings import Settings
+from tests.benchmarks import data_folder
 
 DEPTHS = (10, 50, 150)
 EVERYTHING = Filters(ratings=frozenset(Rating), flagged=True)
@@ -42,8 +42,8 @@ def main() -> None:
     arguments = parser.parse_args()
     cards = [_card(line) for line in _lines(arguments.cards)]
     queries = _relevant(_lines(arguments.queries)[:: arguments.every], {card.id for card in cards})
-    with tempfile.TemporaryDirectory() as folder, Database.open(Settings(data=Path(folder))) as database:
-        catalog, embedder = Catalog(database), Embedder.open(Settings(data=Path(folder)))
+    with data_folder() as folder, Database.open(Settings(data=folder)) as database:
+        catalog, embedder = Catalog(database), Embedder.open(Settings(data=folder))
         ingest(cards, catalog, embedder)
         recalls = _recalls(Retriever(catalog, embedder), catalog, embedder, cards, queries)
     text = json.dumps(recalls, indent=2)

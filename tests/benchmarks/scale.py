@@ -10,7 +10,6 @@ ours: what drifts on the machine meets both, and neither finds the caches full o
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from stylus.database import Database
 from stylus.embedder import DEFAULT
 from stylus.records import BaseModelFamily, Filters
 from stylus.settings import Settings
+from tests.benchmarks import data_folder
 
 DIMENSION, TOPICS, AREAS = 384, 2000, 40
 K = 150
@@ -70,7 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = {}
     for count in arguments.cards:
-        with tempfile.TemporaryDirectory() as folder, Database.open(Settings(data=Path(folder))) as database:
+        with data_folder() as folder, Database.open(Settings(data=folder)) as database:
             results[str(count)] = measure(database, count)
         print(json.dumps({count: results[str(count)]}, indent=2), flush=True)
     if arguments.json:

@@ -14,7 +14,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -29,6 +28,7 @@ from stylus.pocket import prompts
 from stylus.records import BaseModelFamily, Filters
 from stylus.settings import Settings
 from stylus.stylus import Stylus
+from tests.benchmarks import data_folder
 
 CLIENTS = (1, 16, 64)
 ERA = "2026-07-28"
@@ -41,13 +41,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each round")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # Postgres, which is not root where we are, has to get in
-        with Stylus(Settings(data=Path(folder))) as stylus:
-            ingest_pocket(stylus.catalog, stylus.embedder)
-            queries = _queries()
-            alone = min(_in_process(stylus, queries) for _ in range(arguments.rounds))
-            result = asyncio.run(_served(Path(folder), arguments.seconds, arguments.rounds))
+    with data_folder() as folder, Stylus(Settings(data=folder)) as stylus:
+        ingest_pocket(stylus.catalog, stylus.embedder)
+        queries = _queries()
+        alone = min(_in_process(stylus, queries) for _ in range(arguments.rounds))
+        result = asyncio.run(_served(folder, arguments.seconds, arguments.rounds))
     result["mcp_over_in_process"] = round(result["idle"]["1"]["p50_ms"] / alone, 2)
     text = json.dumps(result, indent=2)
     print(text)

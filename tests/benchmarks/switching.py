@@ -9,7 +9,6 @@ weight per image) and fused; the variants take turns in each round, and the figu
 import argparse
 import json
 import statistics
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from stylus.generation.adapters import Resident, ResidentAdapters
 from stylus.records import Adapter, BaseModelFamily
+from tests.benchmarks import data_folder
 from tests.benchmarks.unets import World, twin, world, write_adapters
 
 USED = (3, 10, 30, 60)
@@ -35,9 +35,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     here = world(arguments.full, arguments.small, ROWS, arguments.side, steps=1)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with data_folder() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns when a second adapter is loaded
-        adapters = write_adapters(here.unet, Path(folder), max(USED))
+        adapters = write_adapters(here.unet, folder, max(USED))
         bare = twin(here.unet)
         resident = ResidentAdapters(BaseModelFamily.SD15, {"unet": here.unet}, capacity=2**40)
         result = {

@@ -11,7 +11,6 @@ that of everything but the model's own answer: candidates, short list and reques
 import argparse
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from stylus.records import Adapter, BaseModelFamily, Card, Filters
 from stylus.settings import Settings
 from stylus.short_list import render, short_list
 from stylus.stylus import CANDIDATES, Stylus
+from tests.benchmarks import data_folder
 
 CALLS = 2
 """Of the paper's composer for each prompt."""
@@ -115,7 +115,7 @@ def main() -> None:
     known = {card.id for card in published}
     rows = [json.loads(line) for line in arguments.queries.read_text(encoding="utf-8").splitlines()]
     asked = [row for row in rows if any(pick in known for picks in row["topics"].values() for pick in picks)]
-    with tempfile.TemporaryDirectory() as folder, Stylus(Settings(data=Path(folder))) as stylus:
+    with data_folder() as folder, Stylus(Settings(data=folder)) as stylus:
         ingest(published, stylus.catalog, stylus.embedder)
         result = measure(stylus, asked[: arguments.prompts], known)
     text = json.dumps(result, indent=2)

@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import subprocess
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from stylus.records import JobStatus, Request
 from stylus.settings import Settings
 from stylus.stylus import Stylus
 from tests import COMMAND
+from tests.benchmarks import data_folder
 
 WORKER = [*COMMAND, "worker"]
 PATIENCE = 900.0
@@ -33,14 +33,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3, help="the fastest counts")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # Postgres, which is not root where we are, has to get in
-        with Stylus(Settings.model_validate({"data": Path(folder), "device": "cpu"})) as stylus:
-            ingest_pocket(stylus.catalog, stylus.embedder)
-            rates = {
-                count: max(_measure(stylus, count, arguments.jobs) for _ in range(arguments.rounds))
-                for count in arguments.workers
-            }
+    with data_folder() as folder, Stylus(Settings.model_validate({"data": folder, "device": "cpu"})) as stylus:
+        ingest_pocket(stylus.catalog, stylus.embedder)
+        rates = {
+            count: max(_measure(stylus, count, arguments.jobs) for _ in range(arguments.rounds))
+            for count in arguments.workers
+        }
     result = {
         str(count): {"jobs_per_s": round(rate, 2), "growth": round(rate / rates[arguments.workers[0]], 2)}
         for count, rate in rates.items()
