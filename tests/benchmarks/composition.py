@@ -4,7 +4,7 @@
 - task_recall: share of the published topics with a pick for which some task of ours shares a content word.
 - pick_precision: share of the chosen adapters one of whose topics shares a content word with the task that they were
   chosen for, and that are among the first 150 of the prompt. An adapter's topics are those under which the prompts of
-  --queries pick it, and its name and tags, which are those of the prompts that --queries leaves out.
+  --queries pick it, and its tags, which are those of the prompts that --queries leaves out.
 - exact_pick_recall: share of the published picks that were chosen.
 Retriever is the paper's: whole prompt, cosine, top 3 (section 4.5); its task is the keyword nearest to the adapter.
 `compose_ms` is the median CPU time of the composer alone. `--every 2` and `--from 1` take half of the prompts.
@@ -103,7 +103,7 @@ def topic_words(known: Sequence[Card], queries: Sequence[Mapping[str, Any]]) -> 
     """The content words of each adapter's topics."""
     found: dict[str, set[str]] = defaultdict(set)
     for card in known:
-        found[card.id].update(word for text in (card.name, *card.tags) for word in content_words(text))
+        found[card.id].update(word for text in card.tags for word in content_words(text))
     for query in queries:
         for topic, picks in query["topics"].items():
             for pick in picks:
