@@ -37,6 +37,12 @@ _WORDS = 150
 LEAST_WEIGHT = 0.1
 _MOST_TRIGGERS = 20
 _MOST_TRIGGER = 60
+_NO_PROBLEM = re.compile(
+    r"|null|nil|empty|ok|fine|n/?a|not applicable|none|no|nothing|(none|nothing) (wrong|found|detected|to report)|"
+    r"(there (is|are) )?no (\w+ )?(problem|issue|concern|flaw|defect)s?( (was|were))?"
+    r"( (found|detected|noted|seen|observed|visible))?"
+)
+"""How models write that they have nothing to say: taken at its word, it would bar the adapter."""
 
 
 class _Trigger(BaseModel):
@@ -86,9 +92,15 @@ def mend(reply: Reply, card: Adapter) -> tuple[Refinement, list[str]]:
         weight=weight if shown is None else shown,
         trigger_words=_triggers(reply, card, problems),
         rating=Rating.MATURE if Rating.MATURE in (rating, card.rating) else Rating.GENERAL,
-        quality=card.quality or clean_line(reply.problem, 200) or None,
+        quality=card.quality or _problem(reply.problem),
     )
     return refinement, problems
+
+
+def _problem(text: str) -> str | None:
+    """What speaks against the adapter, if anything does."""
+    problem = clean_line(text, 200)
+    return None if _NO_PROBLEM.fullmatch(problem.casefold().strip(" .,;:!-–—*_'\"`()[]")) else problem
 
 
 def _triggers(reply: Reply, card: Adapter, problems: list[str]) -> tuple[TriggerWord, ...]:

@@ -25,10 +25,10 @@ from stylus.database import Database
 from stylus.errors import Cancelled, InvalidInput, ModelUnavailable, SettingsError
 from stylus.example_images import Pictures
 from stylus.files import Files, Seen
-from stylus.ingest import IngestReport, ingest
+from stylus.ingest import IngestReport, ingest, settle
 from stylus.records import Adapter, Card, Category, Example, Filters, Progress, Rating
 from stylus.refinements import Refinements, Scope
-from stylus.refiner import open_vision
+from stylus.refiner import Reply, mend, open_vision
 from stylus.refining import Options, RefineReport, refine
 from stylus.settings import Settings
 from tests.fakes import Answer, ChatServer
@@ -175,6 +175,27 @@ def test_a_range_is_averaged_and_flags_are_kept(world: World) -> None:
     refined = world.one()
     assert (refined.weight, refined.quality) == (0.7, "Its hands are broken.")
     assert refined.rating == Rating.MATURE, "no model takes back what the card admits"
+
+
+@pytest.mark.parametrize(
+    ("said", "quality"),
+    [
+        *(
+            (said, None)
+            for said in (
+                *("None", "none.", "NULL", "N/A", "n/a.", "-", "—", "No", "nothing", "'none'", "No problem.", "OK"),
+                *("No issues found.", "No visible problems", "There are no problems.", "Nothing wrong", " \n"),
+            )
+        ),
+        *(
+            (said, said)
+            for said in ("No visible effect.", "Nothing of the card is there.", "None of the hands is whole")
+        ),
+    ],
+)
+def test_words_for_no_problem_bar_no_adapter(said: str, quality: str | None) -> None:
+    reply = Reply.model_validate(GOOD | {"problem": said})
+    assert mend(reply, settle(card(1)))[0].quality == quality
 
 
 def test_a_card_that_gives_orders_is_data_and_gets_nothing_by_them(world: World) -> None:
