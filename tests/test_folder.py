@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +138,30 @@ def test_lora_managers_metadata(tmp_path: Path) -> None:
     for tips, weight in (('{"strength": 0.9, "strength_min": 0.1}', 0.9), ("{}", None), ("[", None), (7, None)):
         path.with_suffix(".metadata.json").write_text(json.dumps({**content, "usage_tips": tips}))
         assert read(tmp_path)[0][0].weight == weight
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "rating", "shown"),
+    [
+        (".civitai.info", {"nsfwLevel": 28}, Rating.MATURE, [1, 16]),
+        (".civitai.info", {"nsfwLevel": 29}, Rating.GENERAL, [1]),
+        (".metadata.json", {"civitai": {"nsfwLevel": 28}, "preview_nsfw_level": 16}, Rating.MATURE, [1, 16]),
+        (".metadata.json", {"civitai": {"nsfwLevel": 29}, "preview_nsfw_level": 2}, Rating.GENERAL, [1]),
+        (".metadata.json", {"preview_nsfw_level": 8, "civitai": {}}, Rating.MATURE, [1]),
+        (".metadata.json", {"preview_nsfw_level": "?", "civitai": {"nsfwLevel": []}}, Rating.GENERAL, [1]),
+    ],
+)
+def test_levels_rate_sidecars_as_they_rate_civitais_own_answers(
+    tmp_path: Path, suffix: str, content: dict[str, Any], rating: Rating, shown: list[int]
+) -> None:
+    path = weights(tmp_path / "x.safetensors")
+    images = [{"url": f"https://example.org/{level}.png", "nsfwLevel": level} for level in (1, 16)]
+    content.get("civitai", content)["images"] = images
+    path.with_suffix(suffix).write_text(json.dumps(content))
+    [card], problems = read(tmp_path)
+    assert not problems
+    assert card.rating is rating
+    assert [example.image for example in card.examples] == [f"https://example.org/{level}.png" for level in shown]
 
 
 def test_previews_give_their_prompts_and_stand_before_pictures_elsewhere(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""A model of Civitai with one of its versions -> a card (developer.civitai.com: models, model-versions; `nsfwLevel` and
-the model types as its source code has them). Any field may be missing or of another type than it should be."""
+"""A model of Civitai with one of its versions -> a card (developer.civitai.com: models, model-versions; the model
+types as its source code has them). Any field may be missing or of another type than it should be."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -7,14 +7,13 @@ from typing import Any
 
 from stylus.base_models import family_by_name
 from stylus.records import Card, Category, Example, Kind, Rating
+from stylus.sources.civitai_ratings import is_mild, rating
 from stylus.sources.sidecar import category_of, words
 from stylus.text import clean, clean_line
 
 KINDS = {"LORA": Kind.LORA, "LoCon": Kind.LOCON, "DoRA": Kind.DORA}
 """Civitai's model types that are adapters."""
 _MOST_EXAMPLES = 20
-_MILD = 1 | 2
-"""Bits of `nsfwLevel` for PG and PG-13; 4, 8 and 16 are R, X and XXX."""
 
 
 def card(
@@ -30,7 +29,7 @@ def card(
     """The card of one file of a version. `first`: it is the version's main file; `alone`: its model has no other
     version; `owns` tells whether an address lies on Civitai's own hosts. Raises ValidationError."""
     group, tags = f"civitai:{model['id']}", words(model.get("tags"))
-    rating = _rating(model, version)
+    rated = rating(model, version)
     name = [model.get("name"), *([] if alone else [version.get("name")]), *([] if first else [file.get("name")])]
     texts = [clean(text, 20_000) for text in (model.get("description"), version.get("description"))]
     size = file.get("sizeKB")
@@ -45,8 +44,8 @@ def card(
         base_model=family_by_name(clean_line(version.get("baseModel"), 100)),
         kind=kind,
         category=category_of(tags) or (Category.CELEBRITY if model.get("poi") is True else None),
-        rating=rating,
-        examples=tuple(_examples(version, rating)),
+        rating=rated,
+        examples=tuple(_examples(version, rated)),
         author=clean_line(mapping(model.get("creator")).get("username"), 200) or None,
         licence=_licence(model),
         url=f"https://civitai.com/models/{model['id']}?modelVersionId={version['id']}",
@@ -69,7 +68,7 @@ def weight_files(version: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return sorted(usable, key=lambda file: file.get("primary") is not True)
 
 
-def _examples(version: Mapping[str, Any], rating: Rating) -> Iterator[Example]:
+def _examples(version: Mapping[str, Any], rated: Rating) -> Iterator[Example]:
     """Pictures with their prompts, of the card's own rating only."""
     images = [mapping(image) for image in as_list(version.get("images"))]
     shown = [
@@ -77,7 +76,7 @@ def _examples(version: Mapping[str, Any], rating: Rating) -> Iterator[Example]:
         for image in images
         if image.get("type") in (None, "image")
         and _is_address(image.get("url"))
-        and (rating is Rating.MATURE or _is_mild(image.get("nsfwLevel")))
+        and (rated is Rating.MATURE or is_mild(image.get("nsfwLevel")))
     ]
     for image in shown[:_MOST_EXAMPLES]:
         yield Example(image=image["url"], prompt=clean_line(mapping(image.get("meta")).get("prompt"), 2000))
@@ -89,18 +88,6 @@ def _download(version: Mapping[str, Any], file: Mapping[str, Any], owns: Callabl
     free = version.get("availability") != "EarlyAccess" and version.get("usageControl") in (None, "Download")
     clean_of_viruses = "Danger" not in (file.get("virusScanResult"), file.get("pickleScanResult"))
     return address if free and clean_of_viruses and isinstance(address, str) and owns(address) else None
-
-
-def _rating(model: Mapping[str, Any], version: Mapping[str, Any]) -> Rating:
-    """`nsfwLevel` of a version is the union of its pictures' levels: mature is what shows nothing milder."""
-    level = version.get("nsfwLevel", model.get("nsfwLevel"))
-    only_mature = isinstance(level, int) and level > 0 and not level & _MILD
-    return Rating.MATURE if model.get("nsfw") is True or only_mature else Rating.GENERAL
-
-
-def _is_mild(level: object) -> bool:
-    """Of a picture; older answers say None, Soft, Mature or X."""
-    return level in (None, "None", "Soft") or (isinstance(level, int) and not level & ~_MILD)
 
 
 def _licence(model: Mapping[str, Any]) -> str | None:

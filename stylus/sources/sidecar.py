@@ -16,6 +16,7 @@ from typing import Any
 from stylus.base_models import family_by_name
 from stylus.image_metadata import prompt_of
 from stylus.records import BaseModelFamily, Category, Example, Rating
+from stylus.sources.civitai_ratings import is_mild, rating
 from stylus.text import clean, clean_line
 
 MOST_BYTES = 10_000_000
@@ -108,6 +109,7 @@ def _note(content: bytes, folder: Path) -> Sidecar:
 def _card(text: bytes, folder: Path) -> Sidecar:
     """A pocket card or AUTOMATIC1111's user metadata: their keys do not collide."""
     content = _json(text)
+    mature = content.get("rating") == "mature" or content.get("nsfw") is True
     return Sidecar(
         name=clean_line(content.get("name"), 200),
         description=_joined(content.get("description"), content.get("notes")),
@@ -116,15 +118,17 @@ def _card(text: bytes, folder: Path) -> Sidecar:
         base_model=family_by_name(clean_line(content.get("base_model") or content.get("sd version"), 100)),
         category=category_of([clean_line(content.get("kind"), 50)]),
         weight=_weight(content.get("weight")) or _weight(content.get("preferred weight")),
-        rating=Rating.MATURE if content.get("rating") == "mature" or content.get("nsfw") is True else None,
+        rating=Rating.MATURE if mature else None,
         author=clean_line(content.get("author"), 200) or None,
         licence=clean_line(content.get("licence") or content.get("license"), 200) or None,
-        examples=_examples(content.get("images"), folder),
+        examples=_examples(content.get("images"), folder, mature=mature),
     )
 
 
 def _lora_manager(text: bytes, folder: Path) -> Sidecar:
     content = _json(text)
+    # The preview lies beside the weights and is shown with them: its level counts as a version's.
+    preview = rating({}, {"nsfwLevel": content.get("preview_nsfw_level")})
     said = Sidecar(
         name=clean_line(content.get("model_name"), 200),
         description=_joined(content.get("modelDescription"), content.get("notes")),
@@ -132,6 +136,7 @@ def _lora_manager(text: bytes, folder: Path) -> Sidecar:
         base_model=family_by_name(clean_line(content.get("base_model"), 100)),
         category=category_of(words(content.get("tags"))),
         weight=_usual_strength(content.get("usage_tips")),
+        rating=Rating.MATURE if preview is Rating.MATURE else None,
     )
     return said.over(_model_version(_mapping(content.get("civitai")), folder))
 
@@ -157,6 +162,7 @@ def _model_version(content: Mapping[str, Any], folder: Path) -> Sidecar:
     creator = _mapping(model.get("creator") or content.get("creator"))
     number, version = content.get("modelId"), content.get("id")
     known = isinstance(number, int)
+    mature = rating(model, content) is Rating.MATURE
     return Sidecar(
         name=clean_line(model.get("name") or content.get("name"), 200),
         description=_joined(model.get("description"), content.get("description")),
@@ -164,11 +170,11 @@ def _model_version(content: Mapping[str, Any], folder: Path) -> Sidecar:
         trigger_words=words(content.get("trainedWords")),
         base_model=family_by_name(clean_line(content.get("baseModel"), 100)),
         category=category_of(tags),
-        rating=Rating.MATURE if model.get("nsfw") is True else None,
+        rating=Rating.MATURE if mature else None,
         author=clean_line(creator.get("username"), 200) or None,
         url=f"https://civitai.com/models/{number}{_query(version)}" if known else None,
         group=f"civitai:{number}" if known else None,
-        examples=_examples(content.get("images"), folder),
+        examples=_examples(content.get("images"), folder, mature=mature),
     )
 
 
@@ -218,11 +224,13 @@ def _weight(value: object) -> float | None:
     return float(value)
 
 
-def _examples(value: object, folder: Path) -> tuple[Example, ...]:
-    """Images with their prompts; local ones only from the card's own folder."""
+def _examples(value: object, folder: Path, *, mature: bool) -> tuple[Example, ...]:
+    """Images with their prompts, of the card's own rating; local ones only from its own folder."""
     examples: list[Example] = []
     for entry in value if isinstance(value, list) else []:
         if not isinstance(entry, dict) or len(examples) == MOST_EXAMPLES:
+            continue
+        if not mature and not is_mild(entry.get("nsfwLevel")):
             continue
         meta = _mapping(entry.get("meta")) or entry
         prompt = clean_line(meta.get("prompt"), 2000)
