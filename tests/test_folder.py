@@ -260,6 +260,30 @@ def test_strange_sidecars_never_cost_the_adapter(tmp_path: Path, content: str) -
     assert [card.name for card in read(tmp_path)[0]] == ["x"]
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".json"])
+def test_a_sidecar_that_leads_elsewhere_is_not_read(tmp_path: Path, suffix: str) -> None:
+    store, folder = tmp_path / "store", tmp_path / "folder"
+    path = weights(folder / "x.safetensors")
+    weights(store / "y.safetensors", 768)
+    for file in (tmp_path / f"key{suffix}", store / f"y{suffix}"):
+        file.write_text('{"description": "secret"}' if suffix == ".json" else "secret")
+    path.with_suffix(suffix).symlink_to(tmp_path / f"key{suffix}")
+    [card], problems = read(folder)
+    assert (card.description, list(problems)) == ("", [f"x{suffix}"])
+    assert "link" in problems[f"x{suffix}"]
+    path.with_suffix(suffix).unlink()
+    # Weights and card linked from one place, a folder that is a link, a card under a second name: people's own.
+    for name in ("y.safetensors", f"y{suffix}"):
+        (folder / name).symlink_to(store / name)
+    (tmp_path / "linked").symlink_to(store)
+    (folder / f"kept{suffix}").write_text((store / f"y{suffix}").read_text())
+    path.with_suffix(suffix).symlink_to(f"kept{suffix}")
+    for root, count in ((folder, 2), (tmp_path / "linked", 1)):
+        found, problems = read(root)
+        assert not problems
+        assert [card.description for card in found] == ["secret"] * count
+
+
 def test_a_name_of_all_the_characters_that_a_disk_allows(tmp_path: Path) -> None:
     path = weights(tmp_path / f"{'x' * (255 - len('.safetensors'))}.safetensors")
     assert [card.file for card in read(tmp_path)[0]] == [str(path)]

@@ -49,13 +49,18 @@ class Sidecar:
 
 
 def read_sidecars(weights: Path, on_problem: Callable[[Path, str], None]) -> Sidecar:
-    """All sidecars of a weight file as one. One that can't be read is reported and counts as absent."""
+    """All sidecars of a weight file as one. One that can't be read, or that is a link to a file neither here
+    nor beside the file that `weights` links to, is reported and counts as absent."""
     read = Sidecar()
+    # A folder from someone else must not show what lies elsewhere, as a key; links to whole folders are people's own.
+    homes = (weights.parent.resolve(), weights.resolve().parent)
     for suffix, parse in _READERS.items():
         path = weights.with_name(weights.stem + suffix)
         if not _is_file(path):
             continue
         try:
+            if path.is_symlink() and (target := path.resolve()).parent not in homes:
+                raise ValueError(f"it is a link to {str(target)!r}, in another folder. Put the file itself here.")
             if (size := path.stat().st_size) > MOST_BYTES:
                 raise ValueError(f"it has {size:,} bytes, at most {MOST_BYTES:,} are read")
             read = read.over(parse(path.read_bytes(), path.parent))
