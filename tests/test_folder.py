@@ -260,6 +260,20 @@ def test_strange_sidecars_never_cost_the_adapter(tmp_path: Path, content: str) -
     assert [card.name for card in read(tmp_path)[0]] == ["x"]
 
 
+@pytest.mark.parametrize(("suffix", "wrap"), [(".civitai.info", "{}"), (".metadata.json", '{{"civitai": {}}}')])
+def test_a_value_without_measure_costs_its_card_and_not_the_adapter(tmp_path: Path, suffix: str, wrap: str) -> None:
+    path = weights(tmp_path / "x.safetensors")
+    path.with_suffix(suffix).write_text(wrap.format('{"modelId": ' + "7" * 400 + ', "trainedWords": ["no"]}'))
+    path.with_suffix(".txt").write_text("herons")
+    [card], problems = read(tmp_path)
+    assert (card.description, card.trigger_words, card.group) == ("herons", (), None)
+    [(name, why)] = problems.items()
+    assert name == f"x{suffix}"
+    assert why.startswith("This card was left out, the adapter kept: group: ")
+    assert "'civitai:777" in why
+    assert "pydantic" not in why
+
+
 @pytest.mark.parametrize("suffix", [".txt", ".json"])
 def test_a_sidecar_that_leads_elsewhere_is_not_read(tmp_path: Path, suffix: str) -> None:
     store, folder = tmp_path / "store", tmp_path / "folder"

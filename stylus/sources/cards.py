@@ -53,10 +53,14 @@ def cards(path: Path, on_problem: OnProblem, *, may_fetch: Callable[[Card], bool
                 raise ValueError(f"download {card.download[:100]!r} is not on the host of its source")
             yield card
         except ValidationError as error:
-            flaws = (f"{'.'.join(map(str, e['loc']))}: {e['msg']} ({str(e['input'])[:60]!r})" for e in error.errors())
-            on_problem(where, f"{'; '.join(flaws)}. Left out.")
+            on_problem(where, f"{flaws(error)}. Left out.")
         except (ValueError, TypeError, RuntimeError, OSError) as error:
             on_problem(where, f"{error}. Left out.")
+
+
+def flaws(error: ValidationError) -> str:
+    """What is wrong with a card, each field with its value, in one line."""
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} ({str(e['input'])[:60]!r})" for e in error.errors())
 
 
 def write(adapters: Iterable[tuple[Adapter, str]], path: Path) -> int:

@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from stylus.base_models import family_by_name
 from stylus.image_metadata import prompt_of
-from stylus.records import BaseModelFamily, Category, Example, Rating
+from stylus.records import BaseModelFamily, Card, Category, Example, Rating
+from stylus.sources.cards import flaws
 from stylus.sources.civitai_ratings import is_mild, rating
 from stylus.text import clean, clean_line
 
@@ -63,7 +66,7 @@ def read_sidecars(weights: Path, on_problem: Callable[[Path, str], None]) -> Sid
                 raise ValueError(f"it is a link to {str(target)!r}, in another folder. Put the file itself here.")
             if (size := path.stat().st_size) > MOST_BYTES:
                 raise ValueError(f"it has {size:,} bytes, at most {MOST_BYTES:,} are read")
-            read = read.over(parse(path.read_bytes(), path.parent))
+            read = read.over(_fitting(parse(path.read_bytes(), path.parent)))
         except (OSError, ValueError, RecursionError) as error:
             on_problem(path, f"This card was left out, the adapter kept: {error}")
     previews = [weights.with_name(weights.stem + suffix) for suffix in PREVIEWS]
@@ -71,6 +74,17 @@ def read_sidecars(weights: Path, on_problem: Callable[[Path, str], None]) -> Sid
     # a card may list the pictures that lie beside it
     distinct = {example.image: example for example in (*pictures, *read.examples)}
     return replace(read, examples=tuple(distinct.values())[:MOST_EXAMPLES])
+
+
+def _fitting(said: Sidecar) -> Sidecar:
+    """The same. Raises ValueError where the catalog has no room for a value: found later, it would cost the adapter."""
+    try:
+        Card.model_validate(
+            {"id": "file:0", "name": "0", **{name: value for name, value in vars(said).items() if value}}
+        )
+    except ValidationError as error:
+        raise ValueError(f"{flaws(error)}.") from error
+    return said
 
 
 def _is_file(path: Path) -> bool:
