@@ -111,12 +111,13 @@ class Catalog:
         return ids[-1] if ids else None
 
     def move(self, adapters: Iterable[Adapter]) -> None:
-        """Updates where the files of known adapters and the pictures beside them lie, and nothing else."""
+        """Updates where the files of known adapters and the pictures beside them lie, or that they are missing, and
+        nothing else."""
         query = (
             'update adapters set file = %s, url = %s, sha256 = %s, bytes = %s, download = %s, "group" = %s, '
-            "examples = %s, missing = false, updated_at = now() where id = %s"
+            "examples = %s, missing = %s, updated_at = now() where id = %s"
         )
-        rows = [(*location(adapter), _examples(adapter), adapter.id) for adapter in adapters]
+        rows = [(*location(adapter), _examples(adapter), adapter.missing, adapter.id) for adapter in adapters]
         self._database.transact(lambda connection: connection.cursor().executemany(query, rows))
 
     def known(self, ids: Sequence[str], model: str) -> dict[str, Known]:

@@ -19,7 +19,7 @@ from stylus.errors import AdapterFileError, StorageError
 from stylus.files import Files, Seen, Shelved
 from stylus.pocket import ADAPTERS
 from stylus.records import DEFAULT_WEIGHT, Adapter, BaseModelFamily, Card, Category, OnProgress, Progress, Record
-from stylus.sources.cards import Exported
+from stylus.sources.cards import Exported, Lost
 from stylus.sources.folder import OnProblem, Walk, WeightFile, file_name, read_card, walk
 from stylus.sources.folder import cards as folder_cards
 from stylus.sources.sidecar import category_of
@@ -49,7 +49,7 @@ class IngestReport(Record):
     """The file lies elsewhere; all that was known of it is kept."""
     unchanged: int = 0
     missing: int = 0
-    """Adapters whose file is gone since the last time: marked, not dropped."""
+    """Adapters whose file is gone since the last time, or of another machine: marked, not dropped."""
     duplicates: int = 0
     """Cards with the id of an earlier one of the same run, as copies of one file: the first stands."""
 
@@ -234,22 +234,24 @@ def _ingest_batch(
         adapter = settle(card, hidden=before is not None and before.hidden)
         if card.id in same:
             adapter = same[card.id].model_copy(
-                update={name: getattr(card, name) for name in _PLACE} | {"missing": False}
+                update={name: getattr(card, name) for name in _PLACE} | {"missing": adapter.missing}
             )
         if before is None or before.content_hash != digest or not before.embedded:
             changed.append((adapter, digest))
-        elif before.location != location(card) or before.missing:
+        elif (before.location, before.missing) != (location(card), adapter.missing):
             placed.append(adapter)
             moved += before.location[0] != card.file
     brought = {adapter.id: rows for adapter, _ in changed if (rows := vector_of(adapter)) is not None}
     catalog.add_embedded(embedded(changed, embedder, brought), embedder.name)
     catalog.move(placed)
+    missing = sum(isinstance(card, Exported | Lost) and card.missing for card in cards)
     added = sum(adapter.id not in known for adapter, _ in changed)
     return IngestReport(
         added=added,
         updated=len(changed) - added + len(placed) - moved,
         moved=moved,
         unchanged=len(cards) - len(changed) - len(placed),
+        missing=missing,
     )
 
 
@@ -318,5 +320,6 @@ def _add(report: IngestReport, more: IngestReport, duplicates: int) -> IngestRep
         updated=report.updated + more.updated,
         moved=report.moved + more.moved,
         unchanged=report.unchanged + more.unchanged,
+        missing=report.missing + more.missing,
         duplicates=report.duplicates + duplicates,
     )

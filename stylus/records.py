@@ -126,7 +126,7 @@ class Card(Record):
 
     def content_hash(self) -> str:
         """Hex SHA-256 of everything that refining and embedding depend on: unchanged means no work to do again."""
-        elsewhere = {"file", "url", "sha256", "bytes", "rank", "download", "group"}
+        elsewhere = {"file", "url", "sha256", "bytes", "rank", "download", "group", "missing"}
         content = self.model_dump(mode="json", exclude=elsewhere)
         for example in content["examples"]:
             if "://" not in example["image"]:

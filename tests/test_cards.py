@@ -12,7 +12,7 @@ from stylus.embedder import Embedder
 from stylus.errors import InvalidInput, StorageError
 from stylus.gathering import export
 from stylus.ingest import IngestReport, ingest, settle
-from stylus.records import Card, Category
+from stylus.records import Card, Category, Filters
 from stylus.sources.cards import MOST_LINE, cards, write
 
 
@@ -168,6 +168,29 @@ def test_an_export_comes_back_as_it_went(
     text = first.read_text("utf-8").replace('"file:1"', '"file:2"')
     assert ingest(read_text(text, tmp_path), other, embedder).updated == 1
     assert other.get(["file:2"])["file:2"].refined
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_file_of_another_machine_is_missing_until_it_is_here(
+    database: Database, embedder: Embedder, tmp_path: Path, exported: bool
+) -> None:
+    catalog, weights = Catalog(database), tmp_path / "x.safetensors"
+    line = {"id": "made:1", "name": "x", "file": str(weights)} | ({"refined": True} if exported else {})
+    fetched = {"id": "civitai:1@1", "name": "y", "file": "/none/y.safetensors", "download": "https://civitai.com/1"}
+    path = lines(tmp_path / "list.jsonl", line, fetched)
+
+    def again() -> tuple[IngestReport, bool, int]:
+        report = ingest(read(path)[0], catalog, embedder)
+        usable = [one.id for one in catalog.sample(Filters(usable=True), 9, 0)]
+        assert "civitai:1@1" in usable, "its weights can be fetched"
+        return report, catalog.get(["made:1"])["made:1"].missing, len(usable)
+
+    assert again() == (IngestReport(added=2, missing=1), True, 1)
+    assert again() == (IngestReport(unchanged=2, missing=1), True, 1)
+    weights.write_bytes(b"")
+    assert again() == (IngestReport(updated=1, unchanged=1), False, 2)
+    weights.unlink()
+    assert again() == (IngestReport(updated=1, unchanged=1, missing=1), True, 1)
 
 
 def read_text(text: str, folder: Path) -> list[Card]:

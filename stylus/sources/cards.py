@@ -35,8 +35,15 @@ class Exported(Adapter):
         return Adapter.model_validate(self.model_dump(exclude={_CARD_HASH}))
 
 
+class Lost(Card):
+    """A card whose file is not on this machine, nor anywhere it could be fetched from."""
+
+    missing: bool = True
+
+
 def cards(path: Path, on_problem: OnProblem, *, may_fetch: Callable[[Card], bool]) -> Iterator[Card]:
-    """The cards of a file, in its order; lines of an export come as Exported.
+    """The cards of a file, in its order; lines of an export come as Exported. Those whose file is of another machine
+    are missing, as Exported or as Lost, until a file is there.
 
     A picture on this machine is taken only from the folder of the card's own weight file: a list from someone else must
     not make us read, or show to a model, what lies elsewhere. `may_fetch` tells whether a card's download address is
@@ -119,7 +126,10 @@ def _card(content: Any) -> Card:
     for example in card.examples:
         if not re.match(r"https?://", example.image) and not _lies_beside(example.image, card.file):
             raise ValueError(f"the picture {example.image[:100]!r} is no URL and does not lie beside the card's file")
-    return card
+    lost = card.file is not None and card.download is None and not Path(card.file).is_file()
+    if isinstance(card, Exported):
+        return card.model_copy(update={"missing": lost})
+    return Lost.model_validate(card.model_dump()) if lost else card
 
 
 def _kind(name: object) -> Kind:
