@@ -42,7 +42,8 @@ class Fetcher:
                 raise AdapterFileError(f"adapter {adapter.id} ({adapter.name}): {error}") from error
             except SourceUnavailable as error:
                 raise SourceUnavailable(
-                    f"The weights of adapter {adapter.id} ({adapter.name}) are not here yet. {error} Or leave it out."
+                    f"The weights of adapter {adapter.id} ({adapter.name}) are not here yet. {error} "
+                    "Or leave it out, now or with `stylus hide ID` from now on."
                 ) from error
             except NotFound as error:
                 raise AdapterFileError(

@@ -226,12 +226,14 @@ def _ingest_batch(
     moved = 0
     for card in cards:
         digest, before = card.content_hash(), known.get(card.id)
+        hidden = before is not None and before.hidden
         if isinstance(card, Exported):
             digest, adapter = card.card_hash, card.adapter()
+            adapter = adapter.model_copy(update={"hidden": adapter.hidden or hidden})
             if before is None or before.content_hash != digest or not before.embedded or stored[card.id] != adapter:
                 changed.append((adapter, digest))
             continue
-        adapter = settle(card, hidden=before is not None and before.hidden)
+        adapter = settle(card, hidden=hidden)
         if card.id in same:
             adapter = same[card.id].model_copy(
                 update={name: getattr(card, name) for name in _PLACE} | {"missing": adapter.missing}

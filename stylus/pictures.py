@@ -98,7 +98,7 @@ class Pictures:
                 elif adapter.download is None:
                     raise NotFound(
                         f"the file of adapter {adapter.id}, {adapter.file}, is gone. Put it back, ingest its folder "
-                        "again, or leave this adapter out."
+                        "again, or leave this adapter out: `stylus hide ID` does for all that is composed from now on."
                     )
         self._inputs(request)
 
@@ -166,7 +166,7 @@ class Pictures:
                 if adapter.rating is not Rating.GENERAL:
                     raise GenerationError(
                         f"adapter {adapter.id} is rated {adapter.rating}, and STYLUS_CONTENT_FILTER is block: "
-                        "leave it out."
+                        "leave it out, now or with `stylus hide ID` from now on."
                     )
         return adapters
 

@@ -1,4 +1,5 @@
-"""What a person decided about adapters and Stylus remembers: weights of their own, and pairs that must not meet.
+"""What a person decided about adapters and Stylus remembers: weights of their own, pairs that must not meet, and
+what is hidden.
 
 LoRango (PAPER.md): two adapters, each harmless alone, can attack when loaded together; so pairs are flagged, not only
 single adapters.
@@ -70,6 +71,20 @@ class Preferences:
         query = "delete from flagged_pairs where one = %s and other = %s"
         with self._database.connection() as connection:
             return connection.execute(query, [*_pair(first, second)]).rowcount > 0
+
+    def hidden(self, ids: Sequence[str] | None = None) -> dict[str, str]:
+        """The hidden adapters among these, or all: id -> name."""
+        query = "select id, name from adapters where hidden and (%s::text[] is null or id = any(%s)) order by 1"
+        wanted = None if ids is None else list(ids)
+        with self._database.connection() as connection:
+            return dict(connection.execute(query, [wanted, wanted]).fetchall())
+
+    def hide(self, id: str, *, hidden: bool = True) -> bool:
+        """From now on no search and no composition finds it, or with `hidden` False they find it again; tells whether
+        that changed anything."""
+        query = "update adapters set hidden = %s, updated_at = now() where id = %s and hidden <> %s"
+        with self._database.connection() as connection:
+            return connection.execute(query, [hidden, id, hidden]).rowcount > 0
 
 
 def _pair(first: str, second: str) -> Pair:

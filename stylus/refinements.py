@@ -7,7 +7,7 @@ is kept as soon as it has come: whatever happens then, it is not paid for again.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -183,7 +183,9 @@ class Refinements:
         known = self._catalog.known([id], embedding_model).get(id)
         if known is None or known.content_hash != entry.content_hash:
             return
-        self._catalog.add_embedded([entry], embedding_model)
+        # an answer may take a day: what a person hid meanwhile stays hidden
+        adapter = entry.adapter.model_copy(update={"hidden": known.hidden, "missing": known.missing})
+        self._catalog.add_embedded([replace(entry, adapter=adapter)], embedding_model)
         with self._database.connection() as connection:
             connection.execute("delete from embeddings where adapter = %s and model <> %s", [id, embedding_model])
             connection.execute("update refinements set applied = true where adapter = %s", [id])

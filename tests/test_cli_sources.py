@@ -65,6 +65,25 @@ def test_every_source_comes_in_and_all_goes_out(server: Pretend, tmp_path: Path,
     assert run("ingest", "cards", str(tmp_path / "out.jsonl"))["unchanged"] == 6
 
 
+def test_what_was_hidden_stays_hidden_whatever_is_ingested_again(tmp_path: Path) -> None:
+    list_, out = tmp_path / "list.jsonl", tmp_path / "out.jsonl"
+    list_.write_text('{"id": "made:1", "name": "heron"}\n{"id": "made:2", "name": "heron in reeds"}\n')
+    run("ingest", "cards", str(list_))
+    run("export", str(out))
+    assert run("hide", "made:1") == {"made:1": "heron"}
+    list_.write_text('{"id": "made:1", "name": "heron", "description": "grey"}\n')
+    for path, report in ((list_, "updated"), (out, "updated"), (out, "unchanged")):
+        assert run("ingest", "cards", str(path))[report] >= 1
+        assert run("hide") == {"made:1": "heron"}
+    assert [match["adapter"]["id"] for match in run("search", "heron")] == ["made:2"]
+    assert run("hide", "made:1", "--forget") == run("hide") == {}
+    assert len(run("search", "heron")) == 2
+    with pytest.raises(NotFound, match="made:3"):
+        run("hide", "made:3")
+    with pytest.raises(InvalidInput, match="Pass the adapter"):
+        run("hide", "--forget")
+
+
 def test_errors_are_those_of_the_library() -> None:
     for arguments in (["by-hash"], ["ink", "wash"]):
         with pytest.raises(InvalidInput, match="by-hash FOLDER"):

@@ -162,7 +162,7 @@ def test_a_picture_fetches_what_it_needs(server: Pretend, settings: Settings) ->
         assert [match.adapter.id for match in stylus.candidates("a star", settings.default_family)] == ["civitai:1@10"]
         composition = stylus.compose("a star", picks=[Pick(id="civitai:1@10")])
         server.faults = {"/api/download/models/10": [Fault(401, body=b'{"error": "Unauthorized"}')]}
-        with pytest.raises(SourceUnavailable, match=r"civitai:1@10 \(star\).*STYLUS_CIVITAI_KEY"):
+        with pytest.raises(SourceUnavailable, match=r"civitai:1@10 \(star\).*STYLUS_CIVITAI_KEY.*stylus hide ID"):
             stylus.generate(composition, steps=1)
         progress: list[Progress] = []
         [image] = stylus.generate(composition, steps=1, on_progress=progress.append)

@@ -95,7 +95,7 @@ def test_damaged_files_are_found_before_anything_is_queued(stylus: Stylus, tmp_p
     with pytest.raises(AdapterFileError, match="web page"):
         stylus.request(COMPOSITION)
     path.unlink()
-    with pytest.raises(NotFound, match=r"test:one.*is gone"):
+    with pytest.raises(NotFound, match=r"test:one.*is gone.*stylus hide ID"):
         stylus.request(COMPOSITION)
 
 

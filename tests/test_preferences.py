@@ -13,7 +13,7 @@ from stylus.database import Database
 from stylus.errors import InvalidInput
 from stylus.norms import Norms, file_norm, tensors_norm
 from stylus.preferences import Preferences
-from stylus.records import Adapter, BaseModelFamily, Kind
+from stylus.records import Adapter, BaseModelFamily, Filters, Kind
 
 
 def test_a_weight_is_remembered_until_it_is_forgotten(database: Database) -> None:
@@ -45,6 +45,19 @@ def test_a_pair_is_one_pair_in_either_order(database: Database) -> None:
     assert preferences.pairs() == {}
     with pytest.raises(InvalidInput, match="twice"):
         preferences.flag_pair("test:a", "test:a", "")
+
+
+def test_what_is_hidden_is_found_again_only_when_that_is_asked_for(database: Database) -> None:
+    preferences, catalog = Preferences(database), Catalog(database)
+    catalog.add([Adapter(id="test:a", name="one"), Adapter(id="test:b", name="two")])
+    assert preferences.hide("test:a")
+    assert not preferences.hide("test:a")
+    assert not preferences.hide("test:unknown")
+    assert preferences.hidden() == preferences.hidden(["test:a", "test:b"]) == {"test:a": "one"}
+    assert preferences.hidden(["test:b"]) == {}
+    assert [one.id for one in catalog.sample(Filters(), 9, 0)] == ["test:b"]
+    assert preferences.hide("test:a", hidden=False)
+    assert preferences.hidden() == {}
 
 
 def test_a_draft_is_kept_until_the_catalog_changes(database: Database) -> None:

@@ -26,6 +26,7 @@ from stylus.errors import Cancelled, InvalidInput, ModelUnavailable, SettingsErr
 from stylus.example_images import Pictures
 from stylus.files import Files, Seen
 from stylus.ingest import IngestReport, ingest, settle
+from stylus.preferences import Preferences
 from stylus.records import Adapter, Card, Category, Example, Filters, Progress, Rating
 from stylus.refinements import Refinements, Scope
 from stylus.refiner import Reply, mend, open_vision
@@ -175,6 +176,17 @@ def test_a_range_is_averaged_and_flags_are_kept(world: World) -> None:
     refined = world.one()
     assert (refined.weight, refined.quality) == (0.7, "Its hands are broken.")
     assert refined.rating == Rating.MATURE, "no model takes back what the card admits"
+
+
+def test_what_is_hidden_while_the_model_thinks_stays_hidden(world: World) -> None:
+    def hiding(asked: dict[str, Any]) -> Answer:
+        Preferences(world.database).hide("file:001")
+        return Answer(GOOD)
+
+    world.ingest(card(1))
+    with ChatServer(hiding) as server:
+        assert world.refine(server).refined == 1
+    assert (world.one().refined, world.one().hidden) == (True, True)
 
 
 @pytest.mark.parametrize(

@@ -227,3 +227,28 @@ def pair(
     for (one, other), why in pairs.items():
         add_row(table, one, other, why)
     Console().print(table if pairs else "No pair is flagged.")
+
+
+@app.command()
+def hide(
+    id: Annotated[str | None, typer.Argument(help="An adapter; none: show what is hidden.")] = None,
+    forget: Annotated[bool, typer.Option("--forget", help="Let it be found again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Leave an adapter out of searches and compositions from now on, as one whose file can't be had."""
+    from stylus.stylus import Stylus
+
+    if id is None and forget:
+        raise InvalidInput("Pass the adapter that is to be found again; `stylus hide` shows what is hidden.")
+    with Stylus() as stylus:
+        if id is not None:
+            stylus.catalog.require([id])
+            stylus.preferences.hide(id, hidden=not forget)
+        hidden = stylus.preferences.hidden(None if id is None else [id])
+    if as_json:
+        print_json(hidden)
+        return
+    table = Table("hidden", "name")
+    for adapter, name in hidden.items():
+        add_row(table, adapter, name)
+    Console().print(table if hidden else "Nothing is hidden." if id is None else "It is not hidden.")
