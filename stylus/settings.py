@@ -6,6 +6,8 @@ from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 import platformdirs
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -14,9 +16,12 @@ from stylus.records import BaseModelFamily, ContentFilter
 
 
 class Settings(BaseSettings):
-    """Each field is the variable STYLUS_<FIELD>. With nothing set, everything runs on what the package brings."""
+    """Each field is the variable STYLUS_<FIELD>; an empty one, as in a compose file, is as good as unset. With nothing
+    set, everything runs on what the package brings."""
 
-    model_config = SettingsConfigDict(env_prefix="STYLUS_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="STYLUS_", env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     database_url: SecretStr | None = Field(None, description="Postgres with pgvector; unset: an embedded one")
     data: Path = Field(
@@ -63,6 +68,23 @@ class Settings(BaseSettings):
     )
     civitai_key: SecretStr | None = Field(None, description="API key of Civitai: many downloads ask for one")
     civitai_url: str = Field("https://civitai.com", description="Civitai, or a mirror of it")
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres(cls, value: SecretStr | None) -> SecretStr | None:
+        """No message quotes it: a password may be anywhere in it, and a bare @ or / puts one into host or database."""
+        if value is not None:
+            try:
+                parts = conninfo_to_dict(text := value.get_secret_value())
+                torn = "://" in text and "@" in f"{str(parts.get('host', ''))[1:]}{parts.get('dbname')}"
+            except psycopg.ProgrammingError:
+                torn = True
+            if torn:
+                raise ValueError(
+                    "not an address of Postgres, as postgresql://USER@HOST/DATABASE; "
+                    "in a password, write @ as %40, / as %2F and % as %25"
+                )
+        return value
 
     @field_validator("checkpoints", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import typer
 
 from stylus.cli.output import INTERRUPTED, interruptible
+from stylus.errors import SettingsError
 from stylus.records import Progress
 from stylus.settings import Settings
 from tests import COMMAND
@@ -87,6 +89,31 @@ def test_bad_setting_is_named(shell: Shell) -> None:
     assert ran.returncode == 1
     assert "STYLUS_CHECKPOINTS" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u:secret@h/db",
+        "postgres//u:secret@h",
+        "sqlite:///secret",
+        "postgresql://u:100%secret@h/db",
+        "postgresql://u:p@secret@h/db",
+        "postgresql://u:p/secret@h/db",
+    ],
+)
+def test_a_wrong_database_url_is_refused_without_a_word_of_it(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("STYLUS_DATABASE_URL", url)
+    with pytest.raises(SettingsError, match=r"STYLUS_DATABASE_URL: .*postgresql://USER@HOST/DATABASE") as caught:
+        Settings.read()
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_empty_setting_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT" if name == "otlp_endpoint" else f"STYLUS_{name.upper()}", "")
+    assert Settings.read() == Settings.model_validate({})
+    assert not Settings.read().model_fields_set
 
 
 def test_unreachable_database_is_named(shell: Shell) -> None:
