@@ -1,6 +1,8 @@
 """The four tools. Their descriptions are all that an agent knows of them: what each is for, where it ends, what
 follows."""
 
+import hashlib
+import json
 import time
 from typing import Annotated, Any, Literal
 
@@ -11,6 +13,7 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from pydantic import Field
+from pydantic_core import to_jsonable_python
 
 from server import results
 from server.auth import owner, require
@@ -156,13 +159,13 @@ async def generate_image(
     either prompt (adapters are chosen for it, or pass your own) or composition_id. If it takes longer than about 40
     seconds it answers status "running" and a job_id: call job to wait, do not start it again. Full-size PNG files are
     at the stylus://images/ URIs in the answer."""
+    asked = _digest({name: value for name, value in locals().items() if name not in ("ctx", "request_id")})
     backend, caller = ctx.request_context.lifespan_context, owner()
     require("generate")
 
     def submit() -> JobRecord:
         if request_id is not None and (earlier := backend.jobs.find(request_id, caller)) is not None:
-            wanted = composition_id and _chosen(backend, composition_id, adapters, caller).id
-            return _same(earlier, request_id, prompt, wanted, count)
+            return _same(earlier, request_id, asked)
         composition = _composition(backend, prompt, composition_id, adapters, base_model, caller)
         request = backend.stylus.request(
             composition,
@@ -180,7 +183,7 @@ async def generate_image(
             control=control,
             **_size(size),
         )
-        return backend.jobs.submit(request, request_id, owner=caller)
+        return _same(backend.jobs.submit(request, request_id, owner=caller, asked=asked), request_id, asked)
 
     started = await anyio.to_thread.run_sync(submit)
     try:
@@ -247,19 +250,22 @@ def _chosen(backend: Backend, composition_id: str, adapters: list[Pick] | None, 
     return composition
 
 
-def _same(earlier: JobRecord, request_id: str, prompt: str | None, composition_id: str | None, count: int) -> JobRecord:
+def _digest(arguments: dict[str, Any]) -> str:
+    """Of the arguments as they were sent: the job's own record has a cleaned prompt, and weights and a seed that the
+    client may have left to us."""
+    return hashlib.sha256(json.dumps(to_jsonable_python(arguments), sort_keys=True).encode()).hexdigest()
+
+
+def _same(found: JobRecord, request_id: str | None, asked: str) -> JobRecord:
     """The job that a retry means. Raises InvalidInput if the arguments show that it means another one."""
-    made = earlier.request.composition
-    if (
-        composition_id not in (None, made.id)
-        or (prompt is not None and prompt.strip() != made.prompt)
-        or (count != earlier.request.count)
-    ):
+    if found.asked not in (None, asked):
+        made = found.request
         raise InvalidInput(
-            f"request_id {request_id!r} belongs to job {earlier.id}, which draws {earlier.request.count} image(s) of "
-            f"{results.one_line(made.prompt, 80)!r}. Use a new request_id for a new generation."
+            f"request_id {request_id!r} belongs to job {found.id}, which draws {made.count} image(s) of "
+            f"{results.one_line(made.composition.prompt, 80)!r} and was asked for with other arguments than these. "
+            "Use a new request_id for a new generation."
         )
-    return earlier
+    return found
 
 
 def _size(size: str | None) -> dict[str, int]:

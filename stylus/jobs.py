@@ -39,7 +39,7 @@ FINISHED = frozenset({JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED})
 LOCK = "SELECT pg_advisory_xact_lock(5820431)"
 """Submissions one by one, and apart from `FAIR`: counting and then adding would let two through a limit of one."""
 _JOB = """
-SELECT id, status, request, progress, error, created_at, CASE status WHEN 'queued' THEN
+SELECT id, status, request, progress, error, created_at, asked, CASE status WHEN 'queued' THEN
     (SELECT count(*) FROM jobs other WHERE other.status = 'running')
     + (SELECT count(*) FROM procrastinate_jobs mine JOIN procrastinate_jobs other
        ON other.status = 'todo' AND (other.priority, -other.id) > (mine.priority, -mine.id)
@@ -54,8 +54,8 @@ _UNFINISHED = """
 SELECT count(*), count(*) FILTER (WHERE owner = %(owner)s) FROM jobs WHERE status IN ('queued', 'running')
 """
 _SUBMIT = """
-INSERT INTO jobs (id, owner, request_id, request, progress)
-VALUES (%(id)s, %(owner)s, %(request_id)s, %(request)s, %(progress)s)
+INSERT INTO jobs (id, owner, request_id, asked, request, progress)
+VALUES (%(id)s, %(owner)s, %(request_id)s, %(asked)s, %(request)s, %(progress)s)
 """
 _CANCEL = """
 UPDATE jobs SET cancel_requested = true,
@@ -90,12 +90,15 @@ class Jobs:
         # Only for its job manager: its statements run on connections of our own pool, so it opens none.
         self._app = procrastinate.App(connector=procrastinate.SyncPsycopgConnector())
 
-    def submit(self, request: Request, request_id: str | None = None, *, owner: str = "") -> JobRecord:
-        """Queues a generation. The same `request_id` of an owner again gives the job that it made the first time.
+    def submit(
+        self, request: Request, request_id: str | None = None, *, owner: str = "", asked: str | None = None
+    ) -> JobRecord:
+        """Queues a generation. The same `request_id` of an owner again gives the job that it made the first time; its
+        `asked` is what was passed then.
 
         Raises Busy when the queue is full."""
         id = secrets.token_urlsafe(16)
-        values = {"id": id, "owner": owner, "request_id": request_id, "progress": as_json(QUEUED)}
+        values = {"id": id, "owner": owner, "request_id": request_id, "asked": asked, "progress": as_json(QUEUED)}
         with self._database.connection() as connection:
             connection.execute(LOCK)
             known = {"owner": owner, "value": request_id}

@@ -433,4 +433,6 @@ class JobRecord(Record):
     images: tuple[ImageRecord, ...] = ()
     ahead: int = 0
     """Jobs that are begun before this one, while it is queued."""
+    asked: str | None = None
+    """What tells a retry of the client from another request under the same name; None: nobody said."""
     created_at: datetime

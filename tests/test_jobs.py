@@ -114,8 +114,9 @@ def test_wait_returns_an_unfinished_job_when_its_time_is_over(jobs: Jobs) -> Non
 
 
 def test_the_same_request_id_is_the_same_job(jobs: Jobs) -> None:
-    first = jobs.submit(request(), request_id="mine")
-    assert jobs.submit(request(), request_id="mine").id == first.id
+    first = jobs.submit(request(), request_id="mine", asked="a star")
+    again = jobs.submit(request(), request_id="mine", asked="a moon")
+    assert (again.id, again.asked) == (first.id, "a star")
     assert jobs.submit(request(), request_id="other").id != first.id
     assert jobs.find("mine") == first
     assert jobs.find("nobody's") is None

@@ -158,7 +158,7 @@ def test_a_job_survives_kill_9_of_its_server(environment: dict[str, str], databa
         connection.execute("update procrastinate_workers set last_heartbeat = now() - interval '1 hour'")
         connection.execute("update jobs set request = jsonb_set(request, '{steps}', '2')")
     session = Session(world.stdio(environment, [*SLOW, "40"]), "auto")
-    made = answer(session.call("generate_image", **STAR, request_id="mine"))
+    made = answer(session.call("generate_image", **{**STAR, "steps": 200}, request_id="mine"))
     assert made["status"] == "done"
     assert len(made["images"]) == 1
     session.close()

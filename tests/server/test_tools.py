@@ -217,16 +217,20 @@ def test_a_composition_is_drawn_at_other_weights(session: Session) -> None:
     assert "no adapter 'test:moon'" in text(session.call("generate_image", **strange))
 
 
-def test_a_retry_with_the_same_request_id_draws_nothing_twice(session: Session) -> None:
-    arguments = {"prompt": "a moon", "request_id": f"retry {id(session)}", **FEW}
+@pytest.mark.parametrize("prompt", ["a moon", "a moon <lora:foo:0.8>", "a\r\nmoon", " a\u00a0moon "])
+def test_a_retry_with_the_same_request_id_draws_nothing_twice(session: Session, prompt: str) -> None:
+    arguments = {"prompt": prompt, "seed": 1, "request_id": f"retry {id(session)} {prompt}", **FEW}
     first, second = (
         answer(session.call("generate_image", **arguments)),
-        answer(session.call("generate_image", **arguments)),
+        answer(session.call("generate_image", **arguments, count=1)),
     )
     assert first == second
-    other = session.call("generate_image", **{**arguments, "prompt": "a star"})
-    assert other.is_error
-    assert first["job_id"] in text(other)
+    changes: list[dict[str, Any]] = [{"prompt": "a star"}, {"seed": 2}, {"adapters": []}, {"count": 2}, {"steps": 3}]
+    for other in changes:
+        refused = session.call("generate_image", **{**arguments, **other})
+        assert refused.is_error
+        assert first["job_id"] in text(refused)
+        assert "new request_id" in text(refused)
 
 
 def test_a_client_that_cancels_its_call_ends_the_job(session: Session) -> None:
