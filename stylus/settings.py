@@ -86,6 +86,25 @@ class Settings(BaseSettings):
                 )
         return value
 
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        """~ comes as it stands from the configuration of an MCP client, where no shell reads it."""
+        try:
+            return value.expanduser().absolute()
+        except RuntimeError as error:
+            raise ValueError(f"{str(value)!r} is in no home folder that is known here: write the whole path") from error
+
+    @field_validator("audit")
+    @classmethod
+    def _file(cls, value: str) -> str:
+        return value if value in ("off", "stderr") else str(cls._absolute(Path(value)))
+
+    @field_validator("embedder", "reranker")
+    @classmethod
+    def _in_home(cls, value: str | None) -> str | None:
+        return value and value.replace(":~/", f":{Path.home()}/")
+
     @field_validator("checkpoints", mode="before")
     @classmethod
     def _parse_checkpoints(cls, value: object) -> object:

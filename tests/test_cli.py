@@ -116,6 +116,21 @@ def test_an_empty_setting_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> No
     assert not Settings.read().model_fields_set
 
 
+def test_folders_may_be_relative_or_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("STYLUS_DATA", "~/x")
+    monkeypatch.setenv("STYLUS_AUDIT", "~/audit.jsonl")
+    monkeypatch.setenv("STYLUS_RERANKER", "sentence-transformers:~/model")
+    read = Settings.read()
+    assert (read.data, read.audit) == (tmp_path / "x", str(tmp_path / "audit.jsonl"))
+    assert read.reranker == f"sentence-transformers:{tmp_path}/model"
+    monkeypatch.setenv("STYLUS_DATA", "x")
+    assert Settings.read().data == Path.cwd() / "x"
+    monkeypatch.setenv("STYLUS_DATA", "~nobody-of-that-name/x")
+    with pytest.raises(SettingsError, match=r"STYLUS_DATA: .*whole path"):
+        Settings.read()
+
+
 def test_unreachable_database_is_named(shell: Shell) -> None:
     ran = shell("search", "star", STYLUS_DATABASE_URL="postgresql://someone:secret@127.0.0.1:9/nowhere")
     assert ran.returncode == 1
@@ -136,6 +151,14 @@ def test_doctor_names_every_setting(shell: Shell) -> None:
     assert checks["STYLUS_EMBEDDER"]["status"] == "ok"
     assert (ran.returncode, checks["STYLUS_STORE"]["status"]) == (1, "failed")
     assert "Protocol not known: nosuch" in checks["STYLUS_STORE"]["finding"]
+
+
+def test_doctor_goes_on_without_database_and_data_folder(shell: Shell, tmp_path: Path) -> None:
+    relative = os.path.relpath(tmp_path / "nofolder")
+    ran = shell("doctor", "--json", STYLUS_DATA=relative, STYLUS_DATABASE_URL="postgresql://u:x@127.0.0.1:1/x")
+    checks = {check["name"]: check for check in json.loads(ran.stdout)}
+    assert (ran.returncode, checks["STYLUS_DATABASE_URL"]["status"]) == (1, "failed")
+    assert "free" in checks["STYLUS_DATA"]["finding"]
 
 
 def test_folder_with_a_bad_file_goes_on_and_says_so(shell: Shell, tmp_path: Path) -> None:
