@@ -36,7 +36,6 @@ from stylus.records import (
     Policy,
     Rating,
 )
-from stylus.weights import reweighed
 
 MOST_TEXT = MOST_BYTES * 4 // 3 + 100
 """Characters of a picture as base64."""
@@ -232,22 +231,7 @@ def _composition(
         raise InvalidInput("Pass either prompt or composition_id, and not both.")
     if base_model is not None:
         raise InvalidInput("A composition has its base model: pass composition_id without one.")
-    return _chosen(backend, composition_id, adapters, caller)
-
-
-def _chosen(backend: Backend, composition_id: str, adapters: list[Pick] | None, caller: str) -> Composition:
-    """The composition of that id, at the weights that the caller gives."""
-    weights = {pick.id: pick.weight for pick in adapters or () if pick.weight is not None and pick.task is None}
-    if adapters is not None and len(weights) != len(adapters):
-        raise InvalidInput("Beside composition_id, each of adapters has an id of that composition and its new weight.")
-    if adapters is not None and not adapters:
-        raise InvalidInput('adapters is empty: to draw a composition without its adapters, pass masks="none".')
-    history = backend.stylus.history
-    composition = reweighed(history.composition(composition_id, caller), weights)
-    if adapters is not None:
-        history.save_composition(composition)
-        history.claim(composition.id, caller)
-    return composition
+    return backend.stylus.history.reweighed(composition_id, adapters, caller)
 
 
 def _digest(arguments: dict[str, Any]) -> str:

@@ -6,8 +6,9 @@ from typing import Any, LiteralString
 from psycopg.types.json import Jsonb
 
 from stylus.database import Database
-from stylus.errors import NotFound
-from stylus.records import Composition, ImageRecord
+from stylus.errors import InvalidInput, NotFound
+from stylus.records import Composition, ImageRecord, Pick
+from stylus.weights import reweighed
 
 _OWNED: LiteralString = """
 from images left join jobs on jobs.id = images.job_id
@@ -62,6 +63,26 @@ class History:
         if record is None:
             raise NotFound(f"No composition has the id {id!r}. Call compose_adapters for a new one.")
         return Composition.model_validate(record)
+
+    def reweighed(self, id: str, picks: Sequence[Pick] | None, owner: str | None = None) -> Composition:
+        """The composition of that id or, with `picks`, one at their weights, where 0 leaves an adapter out; it is kept
+        and becomes the owner's. Raises NotFound, and InvalidInput unless each pick is an adapter of it and a weight."""
+        if picks is None:
+            return self.composition(id, owner)
+        if not picks:
+            raise InvalidInput('adapters is empty: to draw a composition without its adapters, pass masks="none".')
+        weights: dict[str, float] = {}
+        for pick in picks:
+            if pick.weight is None or pick.task is not None or pick.id in weights:
+                raise InvalidInput(
+                    f"Beside a composition, pass each once, with its new weight and no task, unlike {pick.id!r}."
+                )
+            weights[pick.id] = pick.weight
+        composition = reweighed(self.composition(id, owner), weights)
+        self.save_composition(composition)
+        if owner is not None:
+            self.claim(composition.id, owner)
+        return composition
 
     def save_images(self, images: Sequence[ImageRecord]) -> tuple[ImageRecord, ...]:
         """Keeps images, all or none, and returns what is kept now: where a job runs a second time, the first run's

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import typer
 
+from stylus.cli import app
 from stylus.cli.output import INTERRUPTED, interruptible
-from stylus.errors import SettingsError
+from stylus.errors import InvalidInput, SettingsError
 from stylus.records import Progress
 from stylus.settings import Settings
 from tests import COMMAND
@@ -54,6 +55,27 @@ def test_ingest_search_compose_generate(shell: Shell) -> None:
     (image,) = shell.json("generate", "--composition", composition["id"], "--seed", "4", "--steps", "6")
     assert Path(image["location"]).is_file()
     assert image["seed"] == 4
+    (one, *others) = [choice["adapter_id"] for task in composition["tasks"] for choice in task["choices"]]
+    changes = [f"--adapter={id}={weight}" for id, weight in ((one, 0.25), *((id, 0) for id in others))]
+    (image,) = shell.json("generate", "--composition", composition["id"], *changes, "--steps", "6")
+    assert image["adapters"] == {one: 0.25}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "beside"),
+    [
+        ("compose star -a pocket:star --policy composer", "--policy", "--adapter"),
+        ("compose star -a pocket:star --temperature 0.5", "--temperature", "--adapter"),
+        ("compose star -a pocket:star --max-adapters 0", "--max-adapters", "--adapter"),
+        ("generate star -a pocket:star --policy none", "--policy", "--adapter"),
+        ("generate --composition x --base-model sd15", "--base-model", "--composition"),
+        ("generate --composition x -a pocket:star=1 --policy none", "--policy", "--composition"),
+        ("generate --composition x --normalise", "--normalise", "--composition"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(arguments: str, option: str, beside: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^{option} changes nothing beside {beside}: leave"):
+        app(arguments.split(), standalone_mode=False)
 
 
 def test_errors_are_sentences_with_exit_code_one(shell: Shell) -> None:
@@ -66,6 +88,7 @@ def test_errors_are_sentences_with_exit_code_one(shell: Shell) -> None:
         (["generate", "a star", "--count", "0"], "1"),
         (["generate"], "prompt"),
         (["generate", "--composition", "unknown"], "unknown"),
+        (["generate", "--composition", "unknown", "-a", "pocket:star"], "new weight"),
         (["search", "star", "--limit", "0"], "limit"),
     ):
         ran = shell(*arguments)

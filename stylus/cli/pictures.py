@@ -44,8 +44,17 @@ def _picks(adapters: list[str] | None) -> list[Pick] | None:
     return [Pick.model_validate({"id": id, "weight": weight or None}) for id, _, weight in pairs]
 
 
+def _refuse(context: typer.Context, beside: str, *options: str) -> None:
+    """Raises InvalidInput for one of the options that was typed: it would be ignored."""
+    for option in options:
+        source = context.get_parameter_source(option)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InvalidInput(f"--{option.replace('_', '-')} changes nothing beside {beside}: leave one of them out.")
+
+
 @app.command()
 def compose(
+    context: typer.Context,
     prompt: str,
     base_model: BaseModelOption = None,
     max_adapters: Annotated[int | None, typer.Option(help="At most this many in all, 0 to 20.")] = None,
@@ -59,6 +68,8 @@ def compose(
     """Choose adapters for a prompt and say why."""
     from stylus.stylus import Stylus
 
+    if adapter:
+        _refuse(context, "--adapter", "policy", "temperature", "seed", "max_adapters")
     with Stylus() as stylus:
         composition = stylus.compose(
             prompt,
@@ -100,8 +111,12 @@ def _spent(usage: Usage) -> str:
 
 @app.command()
 def generate(
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="What the pictures should show.")] = None,
-    composition_id: Annotated[str | None, typer.Option("--composition", help="Instead of a prompt: its id.")] = None,
+    composition_id: Annotated[
+        str | None,
+        typer.Option("--composition", help="Instead of a prompt: its id. -a ID=WEIGHT changes a weight, 0 drops it."),
+    ] = None,
     base_model: BaseModelOption = None,
     adapter: AdapterOption = None,
     count: Annotated[int, typer.Option(help="How many images, 1 to 64.")] = 1,
@@ -133,9 +148,13 @@ def generate(
 
     if (prompt is None) == (composition_id is None):
         raise InvalidInput("Pass either a prompt or --composition ID.")
+    if composition_id is not None:
+        _refuse(context, "--composition", "base_model", "policy", "normalise")
+    elif adapter:
+        _refuse(context, "--adapter", "policy")
     with Stylus() as stylus, progress_bar() as bar, interruptible(bar) as on_progress:
         if composition_id is not None:
-            composition = stylus.history.composition(composition_id)
+            composition = stylus.history.reweighed(composition_id, _picks(adapter))
         else:
             composition = stylus.compose(
                 prompt or "",

@@ -283,6 +283,7 @@ ERRORS = [
     ("generate_image", {"composition_id": "x", "adapters": []}, 'pass masks="none"'),
     ("generate_image", {"composition_id": "x", "base_model": "sd15"}, "A composition has its base model"),
     ("generate_image", {"composition_id": "x", "adapters": [{"id": "test:star"}]}, "its new weight"),
+    ("generate_image", {"composition_id": "x", "adapters": [{"id": "test:star", "weight": 1}] * 2}, "once, with its"),
     ("generate_image", {"prompt": "star", "adapters": [{"id": "test:sta"}]}, "test:star"),
     ("generate_image", {"prompt": "star", "adapters": [{"id": "test:sta"}]}, "search_adapters"),
     ("generate_image", {"prompt": "star", "adapters": [{"id": "star"}]}, "adapters.0.id"),
