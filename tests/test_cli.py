@@ -97,6 +97,15 @@ def test_errors_are_sentences_with_exit_code_one(shell: Shell) -> None:
         assert "Traceback" not in ran.stderr
 
 
+def test_a_weight_may_be_below_zero(shell: Shell) -> None:
+    shell.json("ingest", "pocket")
+    assert shell.json("weight", "pocket:star", "-0.5") == {"pocket:star": -0.5}
+    for arguments in (["--wrong"], ["pocket:star", "--wrong"], ["pocket:star", "1", "--wrong"], ["-1", "pocket:star"]):
+        ran = shell("weight", *arguments)
+        assert (ran.returncode, "Error" in ran.stderr) == (2, True), arguments
+    assert shell.json("weight") == {"pocket:star": -0.5}
+
+
 def test_pictures_are_named_although_their_sheet_can_not_be_written(shell: Shell, tmp_path: Path) -> None:
     shell.json("ingest", "pocket")
     ran = shell("generate", "a red star", "--steps", "2", "--sheet", str(tmp_path / "sheet.xyz"))

@@ -173,7 +173,7 @@ def embed(as_json: AsJson = False) -> None:
         terminal.print(f"{done} embedded now; {covered.get(model, 0)} of {total} have vectors of {model}.")
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # -0.5 is a weight
 def weight(
     id: Annotated[str | None, typer.Argument(help="An adapter; none: show the weights that were set.")] = None,
     value: Annotated[float | None, typer.Argument(help="-4 to 4; 1 is as trained, 0 is off.")] = None,
@@ -183,6 +183,8 @@ def weight(
     """Remember a weight of your own for an adapter: compositions use it instead of the recommended one."""
     from stylus.stylus import Stylus
 
+    if id is not None and id.startswith("-"):
+        raise typer.BadParameter(f"No such option: {id}")
     with Stylus() as stylus:
         if id is not None and forget:
             stylus.preferences.forget_weight(id)
