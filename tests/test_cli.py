@@ -106,6 +106,24 @@ def test_a_weight_may_be_below_zero(shell: Shell) -> None:
     assert shell.json("weight") == {"pocket:star": -0.5}
 
 
+def test_every_command_that_ends_takes_json() -> None:
+    def without(command: Any, name: str = "") -> set[str]:
+        parts = getattr(command, "commands", None)
+        if parts is None:
+            return set() if any("--json" in option.opts for option in command.params) else {name.strip()}
+        return set().union(*(without(part, f"{name} {word}") for word, part in parts.items()))
+
+    assert without(typer.main.get_command(app)) == {"serve", "worker"}
+
+
+def test_tokens_as_json(shell: Shell) -> None:
+    made = shell.json("token", "add", "anna", "--read-only")
+    assert (made["name"], made["scopes"], len(made["token"])) == ("anna", ["read"], 43)
+    assert shell.json("token", "revoke", "anna") == {"revoked": "anna"}
+    (listed,) = shell.json("token", "list")
+    assert (listed["name"], listed["revoked_at"] is None) == ("anna", False)
+
+
 def test_pictures_are_named_although_their_sheet_can_not_be_written(shell: Shell, tmp_path: Path) -> None:
     shell.json("ingest", "pocket")
     ran = shell("generate", "a red star", "--steps", "2", "--sheet", str(tmp_path / "sheet.xyz"))

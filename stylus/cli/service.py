@@ -138,7 +138,7 @@ def migrate(as_json: AsJson = False) -> None:
 
 @db_app.command()
 def status(as_json: AsJson = False) -> None:
-    """Where the database is, its versions, and what it holds."""
+    """Where the database is and its versions; `stylus doctor` says what it holds."""
     migrate(as_json)
 
 
@@ -155,6 +155,7 @@ def add_token(
     name: Annotated[str, typer.Argument(help="Who gets it: owns the jobs and images made with it.")],
     read_only: Annotated[bool, typer.Option("--read-only", help="May search and compose, and not draw.")] = False,
     metrics: Annotated[bool, typer.Option("--metrics", help="May read /metrics and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a token and print it, this once: only its hash is kept. A running server asks for it from its next start."""
     from stylus.database import Database
@@ -162,7 +163,11 @@ def add_token(
 
     with Database.open(Settings.read()) as database:
         scopes: list[Scope] = ["metrics"] if metrics else ["read"] if read_only else ["read", "generate"]
-        typer.echo(Tokens(database).add(name, scopes))
+        token = Tokens(database).add(name, scopes)
+    if as_json:
+        print_json({"name": name, "scopes": scopes, "token": token})
+    else:
+        typer.echo(token)
 
 
 @token_app.command("list")
@@ -182,10 +187,12 @@ def list_tokens(as_json: AsJson = False) -> None:
 
 
 @token_app.command("revoke")
-def revoke_token(name: str) -> None:
+def revoke_token(name: str, as_json: AsJson = False) -> None:
     """End a token: from the next request on it is refused."""
     from stylus.database import Database
     from stylus.tokens import Tokens
 
     with Database.open(Settings.read()) as database:
         Tokens(database).revoke(name)
+    if as_json:
+        print_json({"revoked": name})
