@@ -188,7 +188,7 @@ class Catalog:
             if id not in found:
                 like = self._like(id)
                 near = f" Nearest: {', '.join(like)}." if like else ""
-                raise NotFound(f"No adapter has the id {id[:200]!r}.{near} Call search_adapters to find ids.")
+                raise NotFound(f"No adapter has the id {id[:200]!r}.{near} Call search_adapters (`stylus search`).")
         return [found[id] for id in ids]
 
     def nearest(

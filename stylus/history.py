@@ -61,7 +61,7 @@ class History:
             owner,
         )
         if record is None:
-            raise NotFound(f"No composition has the id {id!r}. Call compose_adapters for a new one.")
+            raise NotFound(f"No composition has the id {id!r}. Call compose_adapters (`stylus compose`) for a new one.")
         return Composition.model_validate(record)
 
     def reweighed(self, id: str, picks: Sequence[Pick] | None, owner: str | None = None) -> Composition:

@@ -81,13 +81,13 @@ def test_an_option_that_would_be_ignored_is_refused(arguments: str, option: str,
 def test_errors_are_sentences_with_exit_code_one(shell: Shell) -> None:
     for arguments, words in (
         (["compose", " "], "empty"),
-        (["compose", "a star", "--adapter", "pocket:nothing"], "search"),
+        (["compose", "a star", "--adapter", "pocket:nothing"], "`stylus search`"),
         (["compose", "a star", "--adapter", "pocket:nothing=heavy"], "heavy"),
         (["compose", "a star", "--adapter", "nothing"], "stylus search"),
         (["generate", "a star", "--count", "10000"], "64"),
         (["generate", "a star", "--count", "0"], "1"),
         (["generate"], "prompt"),
-        (["generate", "--composition", "unknown"], "unknown"),
+        (["generate", "--composition", "unknown"], "`stylus compose`"),
         (["generate", "--composition", "unknown", "-a", "pocket:star"], "new weight"),
         (["search", "star", "--limit", "0"], "limit"),
     ):

@@ -84,7 +84,7 @@ class Generator:
             settled = settle(request, loaded, inputs)
             missing = [id for id in settled.used if id not in adapters]
             if missing:
-                raise NotFound(f"adapter {missing[0]} of the composition is not in the catalog; call search_adapters.")
+                raise NotFound(f"adapter {missing[0]} is not in the catalog; call search_adapters (`stylus search`).")
             total = len(settled.used)
 
             def on_loaded(done: int) -> None:
