@@ -6,8 +6,6 @@ from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 import platformdirs
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -74,6 +72,9 @@ class Settings(BaseSettings):
     def _postgres(cls, value: SecretStr | None) -> SecretStr | None:
         """No message quotes it: a password may be anywhere in it, and a bare @ or / puts one into host or database."""
         if value is not None:
+            import psycopg
+            from psycopg.conninfo import conninfo_to_dict
+
             try:
                 parts = conninfo_to_dict(text := value.get_secret_value())
                 torn = "://" in text and "@" in f"{str(parts.get('host', ''))[1:]}{parts.get('dbname')}"
