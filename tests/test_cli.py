@@ -52,8 +52,10 @@ def test_ingest_search_compose_generate(shell: Shell) -> None:
     assert shell.json("search", "star", "--limit", "3")[0]["adapter"]["id"].startswith("pocket:star")
     composition = shell.json("compose", "a red star")
     assert composition["tasks"]
-    (image,) = shell.json("generate", "--composition", composition["id"], "--seed", "4", "--steps", "6")
+    drawn = ["--masks", "sample", "--repeat-masks", "--seed", "4", "--steps", "6"]
+    (image,) = shell.json("generate", "--composition", composition["id"], *drawn)
     assert Path(image["location"]).is_file()
+    assert image["provenance"]["request"]["repeat_masks"]
     assert image["seed"] == 4
     (one, *others) = [choice["adapter_id"] for task in composition["tasks"] for choice in task["choices"]]
     changes = [f"--adapter={id}={weight}" for id, weight in ((one, 0.25), *((id, 0) for id in others))]
