@@ -102,7 +102,7 @@ def composed(composition: Composition) -> ComposeResult:
     return ComposeResult(
         composition_id=composition.id,
         base_model=composition.base_model,
-        prompt=with_trigger_words(composition.prompt, composition.choices),
+        prompt=with_trigger_words(composition.prompt, [choice for choice in composition.choices if choice.weight > 0]),
         tasks=tasks_of(composition),
         uncovered=list(composition.uncovered),
         composer=composition.composer,

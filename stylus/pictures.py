@@ -173,9 +173,11 @@ class Pictures:
     def _inputs(self, request: Request) -> "Inputs | None":
         if request.image is None:
             return None
-        from stylus.generation.inputs import Inputs
+        from stylus.generation.inputs import Inputs, as_mask
 
-        return Inputs(self._input(request.image), self._input(request.mask) if request.mask else None)
+        # an id tells nothing of what it was kept as
+        image = self._input(request.image).convert("RGB")
+        return Inputs(image, as_mask(self._input(request.mask)) if request.mask else None)
 
     def _input(self, id: str) -> "Image.Image":
         from stylus.generation.inputs import kept

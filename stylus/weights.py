@@ -28,9 +28,8 @@ def effective_weights(composition: Composition, mask: Mask) -> Float32[np.ndarra
     """The strength of each choice in an image with that mask, in the order of Composition.choices; masked ones are 0.
 
     Raises InvalidInput when the mask has another length than the composition has choices."""
-    _check(composition, mask)
     weights: list[float] = []
-    places = iter(mask)
+    places = iter(_acting(composition, mask))
     for task in composition.tasks:
         on = [next(places) for _ in task.choices]
         weights += [choice.weight / sum(on) if kept else 0.0 for choice, kept in zip(task.choices, on, strict=True)]
@@ -80,9 +79,8 @@ def _rows(
 def _alone(composition: Composition, mask: Mask) -> Float32[np.ndarray, "rows adapters"]:
     """Each adapter of the mask in a row of its own, at its whole weight: beside no other there is nothing to average
     with. A row of zeros where there is none."""
-    _check(composition, mask)
     weights = np.array([choice.weight for choice in composition.choices], dtype=np.float32)
-    rows = np.diag(weights)[np.array(mask, dtype=bool)]
+    rows = np.diag(weights)[np.array(_acting(composition, mask), dtype=bool)]
     return rows if len(rows) else np.zeros((1, len(weights)), np.float32)
 
 
@@ -134,9 +132,11 @@ def normalised(weight: float, norm: float, median: float) -> float:
     return float(np.clip(weight * np.clip(median / norm, QUIETEST, LOUDEST), -4.0, 4.0))
 
 
-def _check(composition: Composition, mask: Mask) -> None:
+def _acting(composition: Composition, mask: Mask) -> list[bool]:
+    """Which choices do anything: one at weight 0 counts as masked, and leaves its task to the others."""
     if len(mask) != len(composition.choices):
         raise InvalidInput(
             f"a mask of {len(mask)} places doesn't fit composition {composition.id!r} with "
             f"{len(composition.choices)} adapters; give one place per adapter, in task order."
         )
+    return [kept and choice.weight != 0 for choice, kept in zip(composition.choices, mask, strict=True)]

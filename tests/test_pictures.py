@@ -71,6 +71,16 @@ def test_inpainting_by_ids(stylus: Stylus, tmp_path: Path) -> None:
     assert (again.same, again.differences) == (True, ())
 
 
+def test_a_picture_serves_as_a_mask_and_a_mask_as_a_picture(stylus: Stylus) -> None:
+    picture, mask = stylus.pictures.keep_image(png("white")), stylus.pictures.keep_mask(png("white"))
+    (record,) = stylus.generate(COMPOSITION, seed=3, steps=3, image=mask, mask=picture)
+    with Image.open(record.location) as drawn:
+        assert drawn.mode == "RGB"
+        assert np.ptp(np.asarray(drawn), axis=2).any()
+    with pytest.raises(InvalidInput, match="black all over"):
+        stylus.request(COMPOSITION, image=picture, mask=stylus.pictures.keep_image(png("black")))
+
+
 def test_pictures_that_were_not_kept_or_were_changed(stylus: Stylus, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"pass the picture itself again.*replay.*STYLUS_STORE"):
         stylus.request(COMPOSITION, image="0" * 64)

@@ -40,6 +40,7 @@ def test_a_task_weighs_the_mean_of_its_survivors(composition: Composition, seed:
     for task in composition.tasks:
         end = start + len(task.choices)
         survivors = [choice.weight for choice, on in zip(task.choices, mask[start:end], strict=True) if on]
+        survivors = [weight for weight in survivors if weight]
         expected = np.mean(survivors) if survivors else 0.0
         np.testing.assert_allclose(weights[start:end].sum(), expected, atol=1e-5)
         start = end
@@ -65,6 +66,10 @@ def test_known_weights() -> None:
     np.testing.assert_allclose(effective_weights(composition, (True, True, True)), [0.4, 0.2, 1.0])
     np.testing.assert_allclose(effective_weights(composition, (False, True, True)), [0.0, 0.4, 1.0])
     np.testing.assert_allclose(effective_weights(composition, (False, False, False)), [0, 0, 0])
+    off = composition_of([[0.8, 0.0], [1.0]])
+    np.testing.assert_allclose(effective_weights(off, (True, True, True)), [0.8, 0, 1.0])
+    for method in (Method.SWITCH, Method.COMPOSITE):
+        assert schedule(off, [(True, True, True)], 4, method=method, switch_every=1).weights.any(axis=1).all()
 
 
 def test_a_mask_of_another_length_is_refused() -> None:
@@ -82,8 +87,12 @@ def test_an_adapter_chosen_twice_is_refused() -> None:
 
 
 def kept(composition: Composition, mask: tuple[bool, ...]) -> dict[int, np.float32]:
-    """Position -> whole weight of each adapter in the mask."""
-    return {n: np.float32(composition.choices[n].weight) for n, on in enumerate(mask) if on}
+    """Position -> whole weight of each adapter in the mask that has one."""
+    return {
+        n: np.float32(composition.choices[n].weight)
+        for n, on in enumerate(mask)
+        if on and composition.choices[n].weight
+    }
 
 
 @given(compositions, st.integers(0, 1000), st.integers(1, 12), st.integers(1, 5))
@@ -107,7 +116,7 @@ def test_switch_lets_each_adapter_act_alone_in_turn(
 def test_composite_gives_each_adapter_a_row_of_its_image(composition: Composition, seed: int, steps: int) -> None:
     masks = sample_masks(task_sizes(composition), 3, MaskMode.SAMPLE, seed)
     made = schedule(composition, masks, steps, method=Method.COMPOSITE)
-    assert made.image_of_row.tolist() == [n for n, mask in enumerate(masks) for _ in range(max(1, sum(mask)))]
+    assert made.image_of_row.tolist() == [n for n, mask in enumerate(masks) for _ in kept(composition, mask) or [0]]
     for image, mask in enumerate(masks):
         rows = made.weights[made.image_of_row == image]
         on = kept(composition, mask)

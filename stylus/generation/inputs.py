@@ -49,10 +49,15 @@ def clean_picture(data: bytes) -> bytes:
 def clean_mask(data: bytes) -> bytes:
     """A mask as PNG: grey, upright, each pixel black (kept) or white (drawn anew); transparent parts become black.
     Raises InvalidInput when nothing of it is white."""
-    grey = _flat(data, "mask", "black").convert("L").point([0] * 128 + [255] * 128)
+    return _png(as_mask(_flat(data, "mask", "black")))
+
+
+def as_mask(image: Image.Image) -> Image.Image:
+    """L, each pixel black or white. Raises InvalidInput when nothing of it is white."""
+    grey = image.convert("L").point([0] * 128 + [255] * 128)
     if grey.getextrema() == (0, 0):
         raise InvalidInput("the mask is black all over, so that nothing would be drawn: paint white what may change.")
-    return _png(grey)
+    return grey
 
 
 def kept(png: bytes) -> Image.Image:

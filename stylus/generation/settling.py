@@ -115,7 +115,8 @@ def settle(request: Request, loaded: LoadedPipeline, inputs: Inputs | None = Non
     emphasised = composition.uncovered if request.emphasise else ()
     words = []
     for image in range(request.count):
-        on = planned.weights[planned.image_of_row == image].any(axis=(0, 2))
+        # a negative weight takes away what the trigger words would ask for
+        on = (planned.weights[planned.image_of_row == image] > 0).any(axis=(0, 2))
         chosen = [choice for choice, kept in zip(composition.choices, on, strict=True) if kept]
         words.append(wording(composition.prompt, chosen, kind.reads, emphasised))
     return Settled(

@@ -101,6 +101,13 @@ def test_masked_trigger_words_leave_the_prompt(generator: Generator, adapters: d
         assert rendered.prompt.startswith("a cat")
 
 
+def test_what_a_negative_weight_takes_away_is_not_asked_for(generator: Generator, adapters: dict[str, Adapter]) -> None:
+    words = {"both": "zzz", "locon": "qqq"}
+    mixed = tiny.composition({"both": -0.5}, {"locon": 0.5}, words=words)
+    (rendered,) = generator.render(request(composition=mixed, count=1), adapters)
+    assert rendered.prompt == "a cat, qqq"
+
+
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 7.5])
 @pytest.mark.parametrize("steps", [1, 4])
 def test_guidance_and_steps(
