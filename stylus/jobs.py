@@ -48,7 +48,10 @@ SELECT id, status, request, progress, error, created_at, asked, CASE status WHEN
 FROM jobs WHERE (%(owner)s::text IS NULL OR owner = %(owner)s) AND
 """
 _BY_ID = _JOB + "id = %(value)s"
-_BY_REQUEST_ID = _JOB + "request_id = %(value)s"
+_ENDED = "(status IN ('failed', 'cancelled') OR (cancel_requested AND status <> 'done'))"
+"""Without pictures, or told to end so: a retry of its client means a new attempt."""
+_BY_REQUEST_ID = _JOB + f"request_id = %(value)s AND NOT {_ENDED}"
+_RELEASE = f"UPDATE jobs SET request_id = NULL WHERE owner = %(owner)s AND request_id = %(value)s AND {_ENDED}"  # noqa: S608
 _IMAGES = "SELECT record FROM images WHERE job_id = %s AND deleted_at IS NULL ORDER BY index"
 _UNFINISHED = """
 SELECT count(*), count(*) FILTER (WHERE owner = %(owner)s) FROM jobs WHERE status IN ('queued', 'running')
@@ -94,7 +97,7 @@ class Jobs:
         self, request: Request, request_id: str | None = None, *, owner: str = "", asked: str | None = None
     ) -> JobRecord:
         """Queues a generation. The same `request_id` of an owner again gives the job that it made the first time; its
-        `asked` is what was passed then.
+        `asked` is what was passed then. A job that failed or was cancelled gives its `request_id` to the new one.
 
         Raises Busy when the queue is full."""
         id = secrets.token_urlsafe(16)
@@ -102,6 +105,7 @@ class Jobs:
         with self._database.connection() as connection:
             connection.execute(LOCK)
             known = {"owner": owner, "value": request_id}
+            connection.execute(_RELEASE, known)
             earlier = connection.execute(_BY_REQUEST_ID, known).fetchone() if request_id is not None else None
             if earlier is not None:
                 id = earlier[0]
@@ -146,7 +150,7 @@ class Jobs:
         return record
 
     def find(self, request_id: str, owner: str = "") -> JobRecord | None:
-        """The job that a client's `request_id` started, if it did."""
+        """The job that a client's `request_id` started, if it did and it was neither cancelled nor failed."""
         return self._select(_BY_REQUEST_ID, request_id, owner)
 
     def _select(self, statement: str, value: str, owner: str | None) -> JobRecord | None:

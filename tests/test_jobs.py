@@ -122,6 +122,30 @@ def test_the_same_request_id_is_the_same_job(jobs: Jobs) -> None:
     assert jobs.find("nobody's") is None
 
 
+def test_a_retry_after_a_failure_or_a_cancellation_is_a_new_job(jobs: Jobs, painter: Painter) -> None:
+    def fail() -> None:
+        painter.failure = lambda: None
+        raise GenerationError("Download the file again.")
+
+    painter.failure = fail
+    cancelled = jobs.submit(request(), "mine")
+    jobs.cancel(cancelled.id)
+    assert jobs.find("mine") is None
+    failed = jobs.submit(request(), "mine", asked="a star")
+    with worker(painter):
+        assert jobs.wait(failed.id, timeout=10).status is JobStatus.FAILED
+        again = jobs.submit(request(), "mine", asked="a moon")
+        assert jobs.wait(again.id, timeout=10).status is JobStatus.DONE
+        painter.steps = 10_000
+        running = jobs.submit(request(), "other")
+        until(lambda: running.id in painter.started)
+        jobs.cancel(running.id)  # it may run for a step yet
+        assert jobs.submit(request(), "other").id != running.id
+    assert len({cancelled.id, failed.id, again.id}) == 3
+    assert jobs.submit(request(), "mine").id == again.id
+    assert jobs.get(failed.id).error == "Download the file again."
+
+
 def test_one_row_on_the_queue_for_each_job(jobs: Jobs, database: Database) -> None:
     for _ in range(2):
         jobs.submit(request(), request_id="mine")
