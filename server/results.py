@@ -7,19 +7,21 @@ picture has none; other clients drop resource links, so the text names every URI
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import mcp_types as types
 from mcp.server.mcpserver import Image as Picture
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, Field
 
 from stylus.errors import StorageError
 from stylus.records import Composition, ImageRecord, JobRecord, JobStatus, Match, Usage
 from stylus.trigger_words import with_trigger_words
+
+T = TypeVar("T")
 
 SHEET = 512
 """Pixels: the longest side of the picture inside a result."""
@@ -162,19 +164,35 @@ def job_result(job: JobRecord, shown: ImageResponses = ImageResponses.THUMBNAIL)
             for image in job.images
         ],
     }
+    blocks, notes = _shown(job.images, shown)
     if len(job.images) > 1 and shown is ImageResponses.THUMBNAIL:
-        answer["picture"] = "all images in order, row by row"
+        answer["picture"] = f"all {'other ' if notes else ''}images in order, row by row"
     if gone := job.request.count - len(job.images):
-        answer["note"] = f"{gone} more of its images were deleted since."
-    return _content([_text(answer), *_shown(job.images, shown), *map(_link, job.images)])
+        notes.append(f"{gone} more of its images were deleted since.")
+    if notes:
+        answer["note"] = " ".join(notes)
+    return _content([_text(answer), *blocks, *map(_link, job.images)])
 
 
-def _shown(images: Sequence[ImageRecord], shown: ImageResponses) -> list[types.ContentBlock]:
+def _shown(images: Sequence[ImageRecord], shown: ImageResponses) -> tuple[list[types.ContentBlock], list[str]]:
+    """The pictures, and what to say of each that can't be read: one damaged file must not hide the others."""
     if shown is ImageResponses.OMIT:
-        return []
+        return [], []
     if shown is ImageResponses.THUMBNAIL:
-        return [contact_sheet(images)]
-    return [Picture(data=read_image(image), format="png").to_image_content() for image in images]
+        tiles, notes = _each(images, lambda image: fitted(image, _room(len(images))))
+        return [contact_sheet(tiles)] if tiles else [], notes
+    files, notes = _each(images, read_image)
+    return [Picture(data=file, format="png").to_image_content() for file in files], notes
+
+
+def _each(images: Sequence[ImageRecord], read: Callable[[ImageRecord], T]) -> tuple[list[T], list[str]]:
+    read_ones, notes = [], []
+    for image in images:
+        try:
+            read_ones.append(read(image))
+        except StorageError as error:
+            notes.append(str(error))
+    return read_ones, notes
 
 
 def progress_line(job: JobRecord) -> str:
@@ -210,13 +228,20 @@ def read_image(image: ImageRecord) -> bytes:
     return content
 
 
-def contact_sheet(images: Sequence[ImageRecord]) -> types.ImageContent:
-    """All images in one JPEG (every client shows it) of at most SHEET pixels a side, near square; small images are
-    enlarged by whole factors, so that they stay crisp."""
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    room = (SHEET - GAP * (columns - 1)) // columns
-    tiles = [fitted(image, room) for image in images]
+def _columns(count: int) -> int:
+    return math.ceil(math.sqrt(count))
+
+
+def _room(count: int) -> int:
+    """Pixels: the side of a tile where a sheet has so many."""
+    columns = _columns(count)
+    return (SHEET - GAP * (columns - 1)) // columns
+
+
+def contact_sheet(tiles: Sequence[Image.Image]) -> types.ImageContent:
+    """All tiles in one JPEG (every client shows it) of at most SHEET pixels a side, near square."""
+    columns = _columns(len(tiles))
+    rows = math.ceil(len(tiles) / columns)
     width, height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
     sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
     for place, tile in enumerate(tiles):
@@ -228,11 +253,14 @@ def contact_sheet(images: Sequence[ImageRecord]) -> types.ImageContent:
 
 
 def fitted(image: ImageRecord, room: int) -> Image.Image:
-    """The picture with its longest side at most `room` pixels."""
+    """The picture with its longest side at most `room` pixels; a small one is enlarged by a whole factor, so that it
+    stays crisp. Raises StorageError."""
     try:
         picture = Image.open(io.BytesIO(read_image(image))).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise StorageError(f"The file of image {image.id} ({image.location}) is not a picture any more.") from error
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for bytes that are no picture, or half one
+        raise StorageError(
+            f"The file of image {image.id} ({image.location}) is damaged. Repeat seed {image.seed} to draw it again."
+        ) from error
     factor = room // max(picture.size)
     if factor > 1:
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)

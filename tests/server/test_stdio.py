@@ -218,3 +218,25 @@ def test_answers_show_as_much_of_the_pictures_as_the_server_was_told(environment
             assert how != "full" or Path(image["path"]).read_bytes() == picture
         session.close()
     assert shown == {"omit": [], "thumbnail": ["JPEG"], "full": ["PNG", "PNG"]}
+
+
+def test_a_damaged_and_a_missing_file_hide_no_other_picture(environment: dict[str, str]) -> None:
+    session = Session(world.stdio(environment, [*SLOW, "40"]), "auto")
+    made = answer(session.call("generate_image", **STAR, count=4))
+    paths = [Path(image["path"]) for image in made["images"]]
+    paths[1].write_bytes(paths[1].read_bytes()[:60])
+    paths[2].unlink()
+    *content, sheet = [
+        block for block in session.call("job", id=made["job_id"]).content if block.type != "resource_link"
+    ]
+    told = json.loads(content[0].text)
+    assert (told["images"], told["picture"]) == (made["images"], "all other images in order, row by row")
+    assert f"{paths[1].stem} ({paths[1]}) is damaged. Repeat seed {made['seed'] + 1}" in told["note"]
+    assert f"{paths[2].stem} can't be read" in told["note"]
+    assert Image.open(io.BytesIO(base64.b64decode(sheet.data))).height < 512 / 2  # two tiles in a row
+    for path in paths:
+        path.write_text("no picture")
+    bare = session.call("job", id=made["job_id"])
+    assert answer(bare)["note"].count("is damaged") == 4
+    assert not any(isinstance(block, ImageContent) for block in bare.content)
+    session.close()
