@@ -139,6 +139,8 @@ def job_result(job: JobRecord, shown: ImageResponses = ImageResponses.THUMBNAIL)
         answer["status"] = "running"
         answer["progress"] = progress_line(job)
         answer["note"] = "call job to wait; do not start it again"
+        if job.cancel_requested:
+            answer["note"] = "Cancellation accepted: it ends at its next step."
         return _content([_text(answer)])
     if job.status is not JobStatus.DONE:
         answer["error"] = job.error or "Cancelled before it started."

@@ -39,7 +39,7 @@ FINISHED = frozenset({JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED})
 LOCK = "SELECT pg_advisory_xact_lock(5820431)"
 """Submissions one by one, and apart from `FAIR`: counting and then adding would let two through a limit of one."""
 _JOB = """
-SELECT id, status, request, progress, error, created_at, asked, CASE status WHEN 'queued' THEN
+SELECT id, status, request, progress, error, created_at, asked, cancel_requested, CASE status WHEN 'queued' THEN
     (SELECT count(*) FROM jobs other WHERE other.status = 'running')
     + (SELECT count(*) FROM procrastinate_jobs mine JOIN procrastinate_jobs other
        ON other.status = 'todo' AND (other.priority, -other.id) > (mine.priority, -mine.id)

@@ -435,4 +435,6 @@ class JobRecord(Record):
     """Jobs that are begun before this one, while it is queued."""
     asked: str | None = None
     """What tells a retry of the client from another request under the same name; None: nobody said."""
+    cancel_requested: bool = False
+    """While it runs: it ends at its next step."""
     created_at: datetime

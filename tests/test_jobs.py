@@ -174,7 +174,9 @@ def test_a_running_job_is_cancelled_within_a_step(jobs: Jobs, painter: Painter) 
     with worker(painter):
         until(lambda: jobs.get(job.id).progress.done > 2)
         start = time.monotonic()
-        assert jobs.cancel(job.id).status in (JobStatus.RUNNING, JobStatus.CANCELLED)
+        told = jobs.cancel(job.id)
+        assert told.cancel_requested
+        assert told.status in (JobStatus.RUNNING, JobStatus.CANCELLED)
         assert jobs.wait(job.id, timeout=5).status is JobStatus.CANCELLED
         assert time.monotonic() - start < 1
 

@@ -50,6 +50,7 @@ def test_a_long_generation_is_handed_out_and_waited_for_or_cancelled(impatient: 
     assert (again["status"], again["job_id"]) == ("running", running["job_id"])
     cancelled = answer(impatient.call("job", id=running["job_id"], action="cancel"))
     if cancelled["status"] == "running":  # its step is not over yet
+        assert cancelled["note"].startswith("Cancellation accepted")
         cancelled = answer(impatient.call("job", id=running["job_id"]))
     assert cancelled["status"] == "cancelled"
 
