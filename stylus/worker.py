@@ -54,8 +54,12 @@ _FINISH = """
 UPDATE jobs SET status = %(status)s, error = %(error)s, finished_at = now()
 WHERE id = %(id)s AND attempt = %(attempt)s AND status = 'running'
 """
+# Nobody waits for a job that was cancelled: it ends here, and counts as unfinished no longer.
 _HAND_BACK = """
-UPDATE jobs SET status = 'queued', progress = %(progress)s
+UPDATE jobs SET progress = %(progress)s,
+    status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'queued' END,
+    error = CASE WHEN cancel_requested THEN 'Cancelled by its owner.' END,
+    finished_at = CASE WHEN cancel_requested THEN now() END
 WHERE id = %(id)s AND attempt = %(attempt)s AND status = 'running'
 """
 # One statement, so that two workers that look at once don't both give the job back. NOT EXISTS instead of a join:

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from stylus.database import Database
-from stylus.errors import Busy, Cancelled, GenerationError, NotFound
+from stylus.errors import Busy, Cancelled, DatabaseUnavailable, GenerationError, NotFound
 from stylus.history import History
 from stylus.jobs import Jobs
 from stylus.records import (
@@ -222,6 +222,23 @@ def test_a_stopping_worker_hands_its_job_back_and_the_next_worker_does_it(jobs: 
     with worker(painter):
         assert jobs.wait(job.id, timeout=10).status is JobStatus.DONE
     assert painter.started == [job.id, job.id]
+
+
+def test_a_stopping_worker_ends_a_job_that_was_cancelled(jobs: Jobs, painter: Painter, database: Database) -> None:
+    job = jobs.submit(request())
+    with worker(painter) as stop:
+
+        def leave() -> None:
+            jobs.cancel(job.id)
+            stop.set()
+            raise DatabaseUnavailable("away")  # hands back, as the next step would
+
+        painter.failure = leave
+        until(stop.is_set)
+    ended = jobs.get(job.id)
+    assert (ended.status, ended.error) == (JobStatus.CANCELLED, "Cancelled by its owner.")
+    with database.connection() as connection:
+        assert connection.execute("select finished_at is null from jobs").fetchone() == (False,)
 
 
 def test_the_job_of_a_dead_worker_goes_to_another_one(jobs: Jobs, database: Database, painter: Painter) -> None:
