@@ -9,8 +9,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from types import FrameType
+from typing import NoReturn
 
 import anyio
 import anyio.to_thread
@@ -33,7 +34,7 @@ from server.protocol import StylusServer
 from server.results import ImageResponses
 from stylus.errors import SettingsError, StylusError
 from stylus.settings import Settings
-from stylus.telemetry import exported
+from stylus.telemetry import exported, flush
 from stylus.tokens import SCOPES
 
 INSTRUCTIONS = """\
@@ -144,13 +145,20 @@ def _serve_stdio(backend: Backend) -> None:
         # The thread that reads stdin can't be interrupted, so the loop could not end: close here, then leave.
         def leave() -> None:
             backend.close()
-            os._exit(128 + number)
+            _leave(number)
 
         threading.Thread(target=leave, name="leave").start()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     build(backend, own_stdout=True).run("stdio")
+
+
+def _leave(number: int) -> NoReturn:
+    """Ends the process that a signal told to end, after everything was closed. Python's own way waits for threads that
+    are still at work."""
+    flush()
+    os._exit(128 + number)
 
 
 def _serve_http(backend: Backend, host: str, port: int) -> None:
@@ -209,10 +217,20 @@ class _HttpServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, backend: Backend) -> None:
         super().__init__(config)
         self._backend = backend
+        self._ended_by: int | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._ended_by = sig
         self._backend.closing.set()
         super().handle_exit(sig, frame)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            yield
+            if self._ended_by is not None:
+                # uvicorn would raise the signal again: the last spans were lost, and Ctrl-C printed a traceback
+                _leave(self._ended_by)
 
 
 def bound(host: str, port: int) -> socket.socket:

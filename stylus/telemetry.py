@@ -107,3 +107,9 @@ def exported(settings: Settings) -> Iterator[None]:
         yield
     finally:
         provider.shutdown()
+
+
+def flush() -> None:
+    """Sends the spans that wait: for a process that ends without leaving `exported`."""
+    if callable(send := getattr(trace.get_tracer_provider(), "force_flush", None)):
+        send()  # only the SDK's provider has it

@@ -1,5 +1,6 @@
 """Spans and times of the stages: through the SDK's own exporter, the queue, and a collector on loopback."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +25,8 @@ from stylus.settings import Settings
 from stylus.stylus import Stylus
 from stylus.worker import Worker
 from tests.server import world
+from tests.server.conftest import Session, _until_it_answers, free_port
+from tests.server.test_stdio import HELLO, READY, SLOW, STAR, message, wire
 from tests.test_jobs import request, until
 
 PROMPT = "a red star that nobody shall read about"
@@ -160,6 +163,36 @@ def test_a_worker_elsewhere_exports_to_the_collector_that_otel_variables_name(
     assert int.from_bytes(span.trace_id) == call.get_span_context().trace_id
     assert int.from_bytes(span.parent_span_id) == call.get_span_context().span_id
     assert collector.services == {"gpu-2"}
+
+
+@pytest.mark.parametrize(
+    ("transport", "number"), [("http", signal.SIGTERM), ("http", signal.SIGINT), ("stdio", signal.SIGTERM)]
+)
+def test_a_server_that_is_told_to_end_sends_its_last_spans(
+    database_url: str, tmp_path: Path, collector: Collector, transport: str, number: int
+) -> None:
+    environment = world.environment(database_url, tmp_path, tmp_path / "data") | {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.http.server_address[1]}",
+        "OTEL_BSP_SCHEDULE_DELAY": "600000",  # by itself it would send none for ten minutes
+    }
+    port = free_port()
+    with (
+        (tmp_path / "log").open("wb") as log,
+        wire(environment, *SLOW, "40", *[str(port)] * (transport == "http"), stderr=log) as server,
+    ):
+        if transport == "http":
+            _until_it_answers(server.process, f"http://127.0.0.1:{port}")
+            session = Session(f"http://127.0.0.1:{port}/mcp", "auto")
+            assert not session.call("generate_image", **STAR).is_error
+            session.close()
+        else:
+            server.send(HELLO, READY, message(2, "tools/call", name="generate_image", arguments=STAR))
+            server.until(2)
+        assert not collector.spans
+        server.process.send_signal(number)
+        assert server.process.wait(20) == 128 + number
+    assert "stylus.compose" in {span.name for span in collector.spans}
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def test_without_an_sdk_set_up_a_job_carries_no_context(database_url: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -115,7 +116,7 @@ def http_server(environment: dict[str, str], *options: str) -> Iterator[str]:
             yield origin
         finally:
             process.terminate()
-            assert process.wait(20) in (0, -15)
+            assert process.wait(20) == 128 + signal.SIGTERM
 
 
 def _until_it_answers(process: subprocess.Popen[bytes], origin: str) -> None:
