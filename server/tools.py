@@ -148,7 +148,7 @@ async def generate_image(
     ] = None,
     strength: Annotated[float | None, Field(gt=0, le=1, description="How much of image may change")] = None,
     hires: Annotated[bool, Field(description="A second pass at twice the size")] = False,
-    control: Annotated[bool, Field(description="First image without adapters, to compare")] = False,
+    control: Annotated[bool, Field(description="First of 2 or more images without adapters, to compare")] = False,
     request_id: Annotated[
         str | None,
         Field(min_length=1, max_length=200, description="Any text of yours; repeat it to retry without drawing twice"),

@@ -229,6 +229,11 @@ class Stylus:
         `options` are the other fields of Request: count, masks, negative_prompt, width, height, steps, guidance_scale,
         image and mask (ids from `pictures.keep_image` and `keep_mask`), strength, hires... What can be seen to fail,
         as a damaged adapter file, is raised here, before anything is queued."""
+        if options.get("control") and options.get("count", 1) == 1:
+            raise InvalidInput(
+                "control with a count of 1 would draw nothing but the image without adapters, which is the first one: "
+                "pass a count of 2 or more, or leave control out."
+            )
         composition = self.compose(what) if isinstance(what, str) else what
         drawn = secrets.randbelow(2**32) if seed is None else seed
         request = Request(composition=composition, seed=drawn, **options)

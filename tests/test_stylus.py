@@ -39,6 +39,12 @@ def test_prompt_becomes_pictures_that_the_adapter_changed(stylus: Stylus) -> Non
     assert stylus.history.composition(composition.id) == composition
 
 
+def test_a_control_image_needs_one_to_compare_with(stylus: Stylus) -> None:
+    with pytest.raises(InvalidInput, match=r"count of 1 .* pass a count of 2 or more"):
+        stylus.generate("a red star", control=True)
+    assert stylus.request("a red star", control=True, count=2).control
+
+
 def test_names_of_adapters_as_other_tools_write_them_are_not_drawn(stylus: Stylus) -> None:
     composition = stylus.compose("a red star, <lora:foo:0.7>, on a blue background")
     assert composition.prompt == "a red star, on a blue background"
