@@ -140,8 +140,9 @@ def _opened(data: bytes, what: str) -> Image.Image:
             f"at most {LARGEST:,} in all are taken. Scale it down."
         ) from error
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+        reason = str(error).partition("\n")[0].partition(" <_io.")[0]  # whose address tells nobody anything
         raise InvalidInput(
-            f"the {what} can't be read ({str(error).splitlines()[0] if str(error) else type(error).__name__}): "
+            f"the {what} can't be read ({reason or type(error).__name__}): "
             f"pass a whole file of the format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
         ) from error
     return image
