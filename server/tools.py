@@ -151,7 +151,7 @@ async def generate_image(
     control: Annotated[bool, Field(description="First of 2 or more images without adapters, to compare")] = False,
     request_id: Annotated[
         str | None,
-        Field(min_length=1, max_length=200, description="Any text of yours; repeat it to retry without drawing twice"),
+        Field(pattern=r"^[^\x00-\x1f]{1,200}$", description="Your own text; repeat it to retry without drawing twice"),
     ] = None,
 ) -> types.CallToolResult:
     """Draws images for a prompt or a composition with the adapters that fit, and returns them with what made them. Pass

@@ -211,14 +211,15 @@ class Stylus:
                     f"Pass base_model={adapter.base_model!s}, or search with base_model={family!s}."
                 )
             weight = adapter.weight if pick.weight is None else pick.weight
-            choices.setdefault(pick.task or adapter.name, []).append(
+            task = " ".join(printable(pick.task or "").split())
+            choices.setdefault(task or adapter.name, []).append(
                 Choice(
                     adapter_id=adapter.id,
                     weight=weight,
                     reason="chosen by the caller",
                     name=adapter.name,
                     category=adapter.category,
-                    trigger_words=serving(adapter, pick.task or prompt),
+                    trigger_words=serving(adapter, task or prompt),
                 )
             )
         return tuple(Task(keyword=keyword, choices=tuple(chosen)) for keyword, chosen in choices.items())
@@ -236,6 +237,8 @@ class Stylus:
             )
         composition = self.compose(what) if isinstance(what, str) else what
         drawn = secrets.randbelow(2**32) if seed is None else seed
+        if negative := options.get("negative_prompt"):
+            options["negative_prompt"] = printable(negative)
         request = Request(composition=composition, seed=drawn, **options)
         self.pictures.check(request)
         return request
@@ -274,11 +277,16 @@ class Stylus:
         self.close()
 
 
-def clean_prompt(text: str) -> str:
-    """`text` without control characters and outer blanks. Raises InvalidInput when nothing or too much is left."""
+def printable(text: str) -> str:
+    """`text` without control characters and outer blanks; may be empty."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     # no-break and ideographic spaces part words too
-    cleaned = "".join(c if c.isprintable() or c in "\n\t" else " " * c.isspace() for c in lines).strip()
+    return "".join(c if c.isprintable() or c in "\n\t" else " " * c.isspace() for c in lines).strip()
+
+
+def clean_prompt(text: str) -> str:
+    """`text` as `printable`. Raises InvalidInput when nothing or too much is left."""
+    cleaned = printable(text)
     if not cleaned:
         raise InvalidInput("The prompt is empty: say what the picture should show.")
     if len(cleaned) > MAX_PROMPT:

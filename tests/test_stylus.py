@@ -39,6 +39,15 @@ def test_prompt_becomes_pictures_that_the_adapter_changed(stylus: Stylus) -> Non
     assert stylus.history.composition(composition.id) == composition
 
 
+def test_control_characters_are_taken_out_of_all_that_is_written_down(stylus: Stylus) -> None:
+    picks = [Pick(id="pocket:star", task="\x1b[31m a\nshape\0"), Pick(id="pocket:heart", task="\0")]
+    composition = stylus.compose("a red star", picks=picks)
+    name = composition.tasks[1].choices[0].name
+    assert [task.keyword for task in composition.tasks] == ["[31m a shape", name]
+    assert stylus.request(composition, negative_prompt=" blurred\0\x1b\n").negative_prompt == "blurred"
+    assert stylus.request(composition, negative_prompt="\0").negative_prompt == ""
+
+
 def test_a_control_image_needs_one_to_compare_with(stylus: Stylus) -> None:
     with pytest.raises(InvalidInput, match=r"count of 1 .* pass a count of 2 or more"):
         stylus.generate("a red star", control=True)

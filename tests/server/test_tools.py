@@ -219,7 +219,7 @@ def test_a_composition_is_drawn_at_other_weights(session: Session) -> None:
 
 @pytest.mark.parametrize("prompt", ["a moon", "a moon <lora:foo:0.8>", "a\r\nmoon", " a\u00a0moon "])
 def test_a_retry_with_the_same_request_id_draws_nothing_twice(session: Session, prompt: str) -> None:
-    arguments = {"prompt": prompt, "seed": 1, "request_id": f"retry {id(session)} {prompt}", **FEW}
+    arguments = {"prompt": prompt, "seed": 1, "request_id": f"retry {id(session)} {prompt!r}", **FEW}
     first, second = (
         answer(session.call("generate_image", **arguments)),
         answer(session.call("generate_image", **arguments, count=1)),
@@ -278,6 +278,7 @@ ERRORS = [
     ("generate_image", {"prompt": "star", "count": 0}, "greater than or equal to 1 (passed: 0)"),
     ("generate_image", {"prompt": "star", "count": 10_000}, "less than or equal to 64 (passed: 10000)"),
     ("generate_image", {"prompt": "star", "control": True}, "pass a count of 2 or more"),
+    ("generate_image", {"prompt": "star", "request_id": "no\0pe"}, "request_id: String should match pattern"),
     ("generate_image", {"prompt": "star", "seed": -1}, "seed: Input should be greater than or equal to 0"),
     ("generate_image", {"prompt": "star", "size": "63x64"}, "63 is not a multiple of 8"),
     ("generate_image", {"prompt": "star", "size": "huge"}, "size: String should match pattern"),
