@@ -5,7 +5,7 @@ import base64
 import hashlib
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -116,7 +116,7 @@ class Pictures:
 
         check(self.settings.store_url)
         rendered, adapters = self._render(request, on_progress, preview)
-        records = [self._keep(image, request, [adapters[id] for id in image.adapters], job_id) for image in rendered]
+        records = [self._keep(image, request, adapters, job_id) for image in rendered]
         self.history.save_images(records)
         return records
 
@@ -135,7 +135,8 @@ class Pictures:
         return rendered, adapters
 
     def replay(self, location: str, on_progress: OnProgress | None = None) -> Replay:
-        """Makes the picture at `location` again from the record inside it, with all the images it was rendered beside.
+        """Makes the picture at `location` again from the record inside it, with all the images it was rendered beside;
+        the content filter holds as for new pictures.
 
         Raises InvalidInput where it holds no record that can be followed, and what `generate` raises."""
         from stylus.generation.provenance import load, read
@@ -144,9 +145,8 @@ class Pictures:
         record = followed(location, read(location))
         adapters = self._fetched(record.request, on_progress)
         inputs = self._inputs(record.request)
-        again = self.generator.render(record.request, adapters, on_progress, inputs=inputs, at_once=record.at_once)[
-            record.index
-        ]
+        drawn = self.generator.render(record.request, adapters, on_progress, inputs=inputs, at_once=record.at_once)
+        again, _, _ = self._filtered(drawn[record.index], adapters)
         largest, differences = compare(record, load(location), again)
         return Replay(largest == 0, largest, tuple(differences), again.image)
 
@@ -195,12 +195,11 @@ class Pictures:
         return kept(data)
 
     def _keep(
-        self, rendered: "Rendered", request: Request, adapters: Sequence[Adapter], job_id: str | None
+        self, rendered: "Rendered", request: Request, adapters: Mapping[str, Adapter], job_id: str | None
     ) -> ImageRecord:
         from stylus.generation.provenance import save
 
-        rating = max((adapter.rating for adapter in adapters), key=list(Rating).index, default=Rating.GENERAL)
-        rendered, unfit = self._filtered(rendered, rating)
+        rendered, rating, unfit = self._filtered(rendered, adapters)
         id = image_id(job_id, rendered.index)
         return ImageRecord(
             id=id,
@@ -222,19 +221,21 @@ class Pictures:
             provenance=rendered.provenance,
         )
 
-    def _filtered(self, rendered: "Rendered", rating: Rating) -> tuple["Rendered", bool]:
-        """The picture as it may be shown, and whether it is unfit; its record says why."""
+    def _filtered(self, rendered: "Rendered", adapters: Mapping[str, Adapter]) -> tuple["Rendered", Rating, bool]:
+        """The picture as it may be shown, its rating, and whether it is unfit; its record says why."""
         from stylus.generation.provenance import blank, noted
 
+        ratings = (adapters[id].rating for id in rendered.adapters)
+        rating = max(ratings, key=list(Rating).index, default=Rating.GENERAL)
         if self.settings.content_filter is ContentFilter.OFF:
-            return rendered, False
+            return rendered, rating, False
         reason = None if rating is Rating.GENERAL else f"made with adapters rated {rating}"
         reason = reason or (self._judge and self._judge(rendered.image))
         if reason is None:
-            return rendered, False
+            return rendered, rating, False
         if self.settings.content_filter is ContentFilter.BLOCK:
-            return blank(noted(rendered, f"Blocked by the content filter: {reason}.")), True
-        return noted(rendered, f"Flagged by the content filter: {reason}."), True
+            return blank(noted(rendered, f"Blocked by the content filter: {reason}.")), rating, True
+        return noted(rendered, f"Flagged by the content filter: {reason}."), rating, True
 
 
 def image_id(job_id: str | None, index: int) -> str:

@@ -199,6 +199,24 @@ def test_content_filter_by_the_owners_judge(
     assert record.provenance["notes"] == list(record.notes)
 
 
+def test_a_replay_does_not_undo_the_content_filter(settings: Settings, folder: Path) -> None:
+    configured = {"checkpoints": {"sd15": str(folder)}, "device": "cpu"}
+    blocking = settings.model_copy(update={**configured, "content_filter": ContentFilter.BLOCK})
+    with Stylus(settings.model_copy(update=configured)) as stylus:
+        (open_,) = stylus.generate(tiny.composition(), seed=3, steps=2)
+    with Stylus(blocking, judge=lambda image: "unfit") as stylus:
+        (blocked,) = stylus.generate(tiny.composition(), seed=3, steps=2)
+        again = stylus.pictures.replay(blocked.location)
+        assert (again.same, again.differences) == (True, ())
+        assert (np.asarray(again.image) == pixels(blocked.location)).all()
+        now = stylus.pictures.replay(open_.location)
+        assert (np.asarray(now.image) == pixels(blocked.location)).all()
+        assert now.differences == ("only now: Blocked by the content filter: unfit.",)
+    with Stylus(settings.model_copy(update=configured)) as stylus:
+        then = stylus.pictures.replay(blocked.location)
+    assert then.differences == ("only then: Blocked by the content filter: unfit.",)
+
+
 def test_a_store_in_memory(settings: Settings, folder: Path) -> None:
     configured = {"checkpoints": {"sd15": str(folder)}, "device": "cpu", "store": "memory://pictures"}
     with Stylus(settings.model_copy(update=configured)) as stylus:

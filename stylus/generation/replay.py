@@ -37,6 +37,7 @@ class Recorded(BaseModel):
     width: int
     height: int
     versions: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def followed(location: str, record: Mapping[str, Any]) -> Recorded:
@@ -78,6 +79,8 @@ def compare(record: Recorded, before: Image.Image, again: Rendered) -> tuple[int
     for package, version in record.versions.items():
         if now.versions.get(package) != version:
             differences.append(f"{package} was {version}, now it is {now.versions.get(package, 'absent')}")
+    for when, notes, others in (("then", record.notes, now.notes), ("now", now.notes, record.notes)):
+        differences.extend(f"only {when}: {note}" for note in notes if note not in others)
     if before.size != again.image.size:
         return 255, [*differences, f"the size was {before.size}, now it is {again.image.size}"]
     channels = (np.asarray(image.convert("RGB"), dtype=np.int16) for image in (before, again.image))
