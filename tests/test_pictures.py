@@ -160,6 +160,21 @@ def test_records_are_read_with_distrust(stylus: Stylus, tmp_path: Path) -> None:
     assert painted.differences == (
         "the pixels, though all that is recorded is as it was: the picture was edited since",
     )
+    evil = "\x1b[31mevil\x07"
+    torches = record.provenance["versions"] | {"torch": evil}
+    changes = {
+        "versions": torches | {evil: "1"},
+        "checkpoint": {"name": evil, "sha256": evil},
+        "adapters": [{"id": evil, "sha256": "0"}],
+        "notes": [evil],
+        **dict.fromkeys(("device", "hardware", "dtype"), evil),
+    }
+    told = stylus.pictures.replay(edited(record.location, tmp_path / "edited.png", **changes)).differences
+    assert len(told) == 8
+    assert all("evil" in line and line.isprintable() for line in told)
+    with pytest.raises(InvalidInput, match="evil") as refused:
+        stylus.pictures.replay(edited(record.location, tmp_path / "edited.png", versions={evil: 1}))
+    assert str(refused.value).isprintable()
     plain = tmp_path / "plain.png"
     plain.write_bytes(png())
     with pytest.raises(InvalidInput, match="no Stylus record"):
