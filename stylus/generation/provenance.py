@@ -153,7 +153,7 @@ def read(location: str) -> dict[str, Any]:
     text = getattr(load(location), "text", {}).get("stylus", "")
     try:
         record = json.loads(text) if 0 < len(text) <= MAX_RECORD else None
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
         raise InvalidInput(f"{location} holds no Stylus record: it was made by something else, or edited since.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from stylus.errors import InvalidInput, NotFound, StorageError
 from stylus.generation.generator import Generator, Rendered
@@ -106,7 +106,10 @@ def test_pictures_that_are_gone_broken_or_not_ours(tmp_path: Path) -> None:
         assert "STYLUS_STORE" not in str(caught.value)
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.jpg")
-    for name in ("plain.png", "plain.jpg"):
+    deep = PngImagePlugin.PngInfo()
+    deep.add_itxt("stylus", '{"a":' * 50_000 + "1" + "}" * 50_000)
+    Image.new("RGB", (8, 8)).save(tmp_path / "deep.png", pnginfo=deep)
+    for name in ("plain.png", "plain.jpg", "deep.png"):
         with pytest.raises(InvalidInput, match="no Stylus record"):
             read(str(tmp_path / name))
 
