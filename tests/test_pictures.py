@@ -160,6 +160,21 @@ def test_records_are_read_with_distrust(stylus: Stylus, tmp_path: Path) -> None:
     assert painted.differences == (
         "the pixels, though all that is recorded is as it was: the picture was edited since",
     )
+    path = tmp_path / "edited.png"
+    with Image.open(record.location) as image:
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_itxt("stylus", image.text["stylus"])  # type: ignore[attr-defined]
+        gone = image.convert("RGBA")
+        gone.putalpha(0)
+        for changed, options, words in (
+            (gone, {}, "is transparent, now it is RGB"),
+            (image, {"transparency": image.getpixel((0, 0))}, "is transparent"),
+            (image.convert("L"), {}, "is L, now it is RGB"),
+        ):
+            changed.save(path, pnginfo=chunks, **options)
+            other = stylus.pictures.replay(str(path))
+            assert (other.same, other.largest) == (False, 255)
+            assert words in other.differences[0]
     evil = "\x1b[31mevil\x07"
     torches = record.provenance["versions"] | {"torch": evil}
     changes = {

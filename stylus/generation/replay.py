@@ -63,12 +63,14 @@ def followed(location: str, record: Mapping[str, Any]) -> Recorded:
 
 
 def compare(record: Recorded, before: Image.Image, again: Rendered) -> tuple[int, list[str]]:
-    """Largest difference of a channel (of 255; 255 for other sizes), and what is not as it was, for people."""
+    """Largest difference of a channel (of 255; 255 for another size or mode), and what is not as it was, for people."""
     differences = [clean_line(told, MOST_TOLD) for told in _differences(record, again)]
     if before.size != again.image.size:
         return 255, [*differences, f"the size was {before.size}, now it is {again.image.size}"]
-    channels = (np.asarray(image.convert("RGB"), dtype=np.int16) for image in (before, again.image))
-    first, second = channels
+    if before.mode != again.image.mode or before.has_transparency_data:
+        how = "transparent" * before.has_transparency_data or before.mode
+        return 255, [*differences, f"the picture is {how}, now it is {again.image.mode}: it was edited since"]
+    first, second = (np.asarray(image, dtype=np.int16) for image in (before, again.image))
     largest = int(np.abs(first - second).max())
     if largest and not differences:
         differences.append("the pixels, though all that is recorded is as it was: the picture was edited since")
