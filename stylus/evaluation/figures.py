@@ -81,14 +81,16 @@ def _ablation(figure: "Figure", report: Report) -> None:
 def _curve(figure: "Figure", report: Report) -> None:
     """FID against CLIP along guidance: the Pareto curve, up and left is better."""
     axes = figure.subplots()
-    distance = "fid" if all("fid" in p for points in report["curve"].values() for p in points) else "dfid"
+    labels = {"fid": "FID (less is better)", "dfid": "diversity (dFID)", "guidance": "guidance scale"}
+    # a single picture has neither distance
+    distance = next(name for name in labels if all(name in p for points in report["curve"].values() for p in points))
     for place, (arm, points) in enumerate(report["curve"].items()):
-        across = [point[distance] if distance == "fid" else point["dfid"][0] for point in points]
+        across = [point["dfid"][0] if distance == "dfid" else point[distance] for point in points]
         up = [point["clip"][0] for point in points]
         axes.plot(across, up, "o-", color=colour(place), label=arm)
         for x, y, point in zip(across, up, points, strict=True):
             axes.annotate(f"{point['guidance']:g}", (x, y), (3, 3), textcoords="offset points", fontsize=7)
-    axes.set_xlabel("FID (less is better)" if distance == "fid" else "diversity (dFID)")
+    axes.set_xlabel(labels[distance])
     axes.set_ylabel("CLIP score")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

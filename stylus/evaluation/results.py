@@ -72,14 +72,11 @@ def results(ledger: Ledger, clip: TextFeatures, features: Features, reference: R
     main = {arm: seen[Mode.TEXT, arm, plan.guidance] for arm in drawn}
     measures = {arm: _measures(plan.prompts, one, main[BASE.name], texts, tasks) for arm, one in main.items()}
 
-    def distances(one: Seen) -> dict[str, float]:
-        return _distances(one, reference) if reference is not None else {}
-
     def row(one: Seen, found: Mapping[str, Measure]) -> dict[str, Any]:
         count = sum(map(len, one.pictures))
         return {
             **{name: _told(bootstrapped(*measure)) for name, measure in found.items()},
-            **distances(one),
+            **(_distances(one, reference) if reference is not None and count > 1 else {}),
             "images": count,
         }
 
@@ -274,6 +271,8 @@ def _notes(main: Mapping[str, Seen], features: Features, reference: Reference | 
     notes = []
     if reference is None:
         notes.append("No reference was given: there is no FID and no KID.")
+    elif count < 2:
+        notes.append("There is one picture an arm: FID and KID need two.")
     else:
         notes.append(
             f"FID is of {count} pictures an arm under {features.name} ({width} numbers a picture). It is biased up "

@@ -71,10 +71,10 @@ def stylus(settings: Settings) -> Iterator[Stylus]:
         yield stylus
 
 
-def run(stylus: Stylus, folder: Path, clip: ClipModel, **options: Any) -> dict[str, Any]:
+def run(stylus: Stylus, folder: Path, clip: ClipModel, plan: Plan = PLAN, **options: Any) -> dict[str, Any]:
     judge = Judge.load().concepts
     return evaluate(
-        stylus, PLAN, folder, clip, clip, reference=POCKET, judge=judge, timed=False, on_progress=quiet, **options
+        stylus, plan, folder, clip, clip, reference=POCKET, judge=judge, timed=False, on_progress=quiet, **options
     )
 
 
@@ -162,6 +162,17 @@ def _check_page(folder: Path) -> None:
     assert len(pictures) >= 2 * 4
     assert all(Image.open(io.BytesIO(base64.b64decode(data))).width > 64 for data in pictures)
     assert "there is none" in page
+
+
+@pytest.mark.parametrize("curve_prompts", [0, 1])
+def test_a_single_picture_has_no_distances(stylus: Stylus, tmp_path: Path, clip: ClipModel, curve_prompts: int) -> None:
+    changes = {"prompts": PLAN.prompts[:1], "arms": PLAN.arms[:2], "images": 1, "curve_prompts": curve_prompts}
+    report = run(stylus, tmp_path, clip, PLAN.model_copy(update=changes))
+    rows = [*report["arms"].values(), *report["sets"]["inpainting"].values(), *report["curve"].get("stylus", [])]
+    assert all("clip" in row and not {"fid", "kid", "dfid"} & row.keys() for row in rows)
+    assert "FID and KID need two" in report["notes"][0]
+    assert (tmp_path / "figures" / "curve.svg").is_file() == bool(curve_prompts)
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_cancelling_keeps_what_is_whole(stylus: Stylus, tmp_path: Path) -> None:
