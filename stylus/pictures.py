@@ -116,7 +116,9 @@ class Pictures:
 
         check(self.settings.store_url)
         rendered, adapters = self._render(request, on_progress, preview)
-        records = [self._keep(image, request, adapters, job_id) for image in rendered]
+        # one moment for all: lists of pictures show those saved at once in their order
+        now = datetime.now(UTC)
+        records = [self._keep(image, request, adapters, job_id, now) for image in rendered]
         self.history.save_images(records)
         return records
 
@@ -195,7 +197,12 @@ class Pictures:
         return kept(data)
 
     def _keep(
-        self, rendered: "Rendered", request: Request, adapters: Mapping[str, Adapter], job_id: str | None
+        self,
+        rendered: "Rendered",
+        request: Request,
+        adapters: Mapping[str, Adapter],
+        job_id: str | None,
+        created_at: datetime,
     ) -> ImageRecord:
         from stylus.generation.provenance import save
 
@@ -213,7 +220,7 @@ class Pictures:
             adapters=rendered.adapters,
             composition_id=request.composition.id,
             job_id=job_id,
-            created_at=datetime.now(UTC),
+            created_at=created_at,
             seconds=rendered.seconds,
             notes=rendered.notes,
             rating=rating,

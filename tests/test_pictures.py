@@ -135,6 +135,12 @@ def test_a_replay_says_what_differs(stylus: Stylus, tmp_path: Path) -> None:
     assert pixels(record.location).shape == np.asarray(other.image).shape
 
 
+def test_the_images_of_one_generation_are_listed_in_their_order(stylus: Stylus) -> None:
+    records = stylus.generate(tiny.composition(), seed=3, steps=2, count=3)
+    assert [image.index for image in stylus.history.recent_images(limit=3)] == [0, 1, 2]
+    assert len({record.created_at for record in records}) == 1
+
+
 def edited(location: str, path: Path, **changes: object) -> str:
     """The picture with other fields in its record; without any, with other pixels."""
     with Image.open(location) as image:
