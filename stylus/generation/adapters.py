@@ -90,11 +90,11 @@ class ResidentAdapters:
         self._residents.move_to_end(adapter.id)
         return resident
 
-    def admit(self, adapter: Adapter, weights: AdapterWeights, keep: Set[str]) -> Resident:
-        """Attaches it; others than `keep` are let go of where room is short."""
+    def admit(self, adapter: Adapter, weights: AdapterWeights, stamp: Stamp, keep: Set[str]) -> Resident:
+        """Attaches weights that were read under `stamp`; others than `keep` are let go of where room is short."""
         self._drop(adapter.id)
         self._make_room(weights.nbytes, keep)
-        self._residents[adapter.id] = self._attach(adapter, weights, stamp(adapter))
+        self._residents[adapter.id] = self._attach(adapter, weights, stamp)
         self._make_room(0, keep)  # a dense change takes more than its file
         return self._residents[adapter.id]
 

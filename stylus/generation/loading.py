@@ -49,20 +49,21 @@ class VerifiedFiles:
         self._kept: OrderedDict[str, tuple[Stamp, AdapterWeights]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, adapter: Adapter) -> AdapterWeights:
-        """As `read_adapter`, from memory where the file has not changed since."""
+    def read(self, adapter: Adapter) -> tuple[Stamp, AdapterWeights]:
+        """As `read_adapter`, from memory where the file has not changed since; with the stamp from before it was read:
+        a file that is replaced meanwhile counts as changed."""
         now = stamp(adapter)
         with self._lock:
             if (kept := self._kept.get(adapter.id)) is not None and kept[0] == now:
                 self._kept.move_to_end(adapter.id)
-                return kept[1]
-        weights = read_adapter(adapter, self.family, self.shapes)
+                return kept
+        read = now, read_adapter(adapter, self.family, self.shapes)
         with self._lock:
             self._kept.pop(adapter.id, None)
-            self._kept[adapter.id] = now, weights
+            self._kept[adapter.id] = read
             while len(self._kept) > 1 and self.size > self.capacity:
                 self._kept.popitem(last=False)
-        return weights
+        return read
 
     @property
     def size(self) -> int:
@@ -87,7 +88,7 @@ class Loading:
         self.seconds = 0.0
         """Spent in waiting and attaching."""
         self._pool = ThreadPoolExecutor(READERS, "adapter-files")
-        self._reads: Mapping[str, Future[AdapterWeights]] = {
+        self._reads: Mapping[str, Future[tuple[Stamp, AdapterWeights]]] = {
             adapter.id: self._pool.submit(held.files.read, adapter)
             for adapter in adapters
             if held.present(adapter) is None
@@ -129,8 +130,8 @@ class Loading:
             wait([read], PATIENCE)
             self._report()
         # none where the file changed a moment ago
-        weights = read.result() if read else self._held.files.read(adapter)
-        return self._held.admit(adapter, weights, {other.id for other in self._adapters})
+        stamp, weights = read.result() if read else self._held.files.read(adapter)
+        return self._held.admit(adapter, weights, stamp, {other.id for other in self._adapters})
 
     def _report(self) -> None:
         self._on_loaded(len(self.ready) + len(self.left_out))

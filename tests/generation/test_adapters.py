@@ -1,8 +1,10 @@
 """One pass over a mixed batch equals diffusers' own one-by-one way; a switch stays cheap; memory comes back."""
 
 import gc
+import hashlib
 import warnings
 import weakref
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,21 @@ def test_a_changed_file_is_read_again(
         resident.switch("unet", list(loaded.values()), np.ones((4, 1), dtype=np.float32))
         outputs.append(unet_output(pipeline))
     assert not torch.equal(*outputs)
+
+
+def test_a_file_that_is_replaced_before_it_is_attached_is_read_again(
+    pipeline: Any, resident: ResidentAdapters, models: dict[str, nn.Module], tmp_path: Path
+) -> None:
+    path = tmp_path / "one.safetensors"
+    files = [tiny.kohya(tiny.random_factors(models, seed, rank=seed), alpha=1.0) for seed in (1, 2)]
+    adapter = tiny.adapter("one", tiny.write(path, files[0]))
+    with resident.loading([adapter], lambda done: None) as loading:
+        wait(loading._reads.values())
+        tiny.write(path, files[1])
+        loading._settle(adapter)
+    old = loading.ready[adapter.id].sha256
+    new = resident.load([adapter], lambda done: None)[adapter.id].sha256
+    assert old != new == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_weights_that_half_precision_can_not_hold(pipeline: Any, models: dict[str, nn.Module], tmp_path: Path) -> None:
