@@ -3,6 +3,8 @@
 Foreign exceptions are translated at the seam where they enter, with `raise ... from`.
 """
 
+from pydantic import ValidationError
+
 
 class StylusError(Exception):
     """Root of the tree. `str(error)` is fit to be shown to the person or agent who must act."""
@@ -62,3 +64,10 @@ class BrokenDown(GenerationError):
 
 class Cancelled(StylusError):
     """The work was cancelled by its owner. A progress callback raises it to stop a generation within a step."""
+
+
+def flaws(error: ValidationError) -> str:
+    """What is wrong with a record, each field with its value, in one line; what is wrong with the record as a whole
+    needs no print of all of it."""
+    told = ((".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, "), e["input"]) for e in error.errors())
+    return "; ".join(f"{place}: {message} ({value!r:.60})" if place else message for place, message, value in told)

@@ -7,12 +7,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from pydantic import ValidationError
+
 from stylus.catalog import Catalog
 from stylus.composer import open_composer
 from stylus.composition_cache import CompositionCache
 from stylus.database import Database
 from stylus.embedder import Embedder
-from stylus.errors import InvalidInput
+from stylus.errors import InvalidInput, flaws
 from stylus.example_prompts import without_names
 from stylus.history import History
 from stylus.keywords import core, keywords, search_terms
@@ -229,7 +231,8 @@ class Stylus:
 
         `options` are the other fields of Request: count, masks, negative_prompt, width, height, steps, guidance_scale,
         image and mask (ids from `pictures.keep_image` and `keep_mask`), strength, hires... What can be seen to fail,
-        as a damaged adapter file, is raised here, before anything is queued."""
+        as a damaged adapter file, is raised here, before anything is queued; InvalidInput for options that are out of
+        range or don't go together."""
         if options.get("control") and options.get("count", 1) == 1:
             raise InvalidInput(
                 "control with a count of 1 would draw nothing but the image without adapters, which is the first one: "
@@ -239,7 +242,10 @@ class Stylus:
         drawn = secrets.randbelow(2**32) if seed is None else seed
         if negative := options.get("negative_prompt"):
             options["negative_prompt"] = printable(negative)
-        request = Request(composition=composition, seed=drawn, **options)
+        try:
+            request = Request(composition=composition, seed=drawn, **options)
+        except ValidationError as error:
+            raise InvalidInput(f"{flaws(error)}.") from error
         self.pictures.check(request)
         return request
 

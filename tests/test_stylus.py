@@ -115,6 +115,17 @@ def test_bad_compositions_say_what_to_do(
         stylus.compose(prompt, picks=picks)
 
 
+def test_options_that_can_not_be_drawn_are_named(stylus: Stylus) -> None:
+    composition = stylus.compose("a red star")
+    for options, words in (
+        ({"strength": 0.5}, "^strength says .* pass the image, or leave strength out\\.$"),
+        ({"mask": "0" * 64}, "^a mask needs the image that it belongs to\\.$"),
+        ({"count": 65, "steps": 0}, r"^count: .* 64 \(65\); steps: .* 1 \(0\)\.$"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            stylus.request(composition, **options)
+
+
 def test_spaces_of_every_kind_part_words(stylus: Stylus) -> None:
     composition = stylus.compose("a red\u00a0star\ron a\u200b checker\u0007board\u3000background\r\n")
     assert composition.prompt == "a red star\non a checkerboard background"

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from stylus.cli import evaluation, judging, library, pictures, report_cards, service, sources
 from stylus.cli.output import INTERRUPTED, terminal
-from stylus.errors import StylusError
+from stylus.errors import StylusError, flaws
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,7 +37,7 @@ def main() -> None:
     except StylusError as error:
         _fail(str(error))
     except ValidationError as error:
-        _fail("; ".join(_told(e["loc"], e["input"], e["msg"]) for e in error.errors()))
+        _fail(flaws(error))
 
 
 def _leave() -> NoReturn:
@@ -45,11 +45,6 @@ def _leave() -> NoReturn:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     os._exit(INTERRUPTED)
-
-
-def _told(place: tuple[int | str, ...], value: object, message: str) -> str:
-    """One problem of a record; one that is of the record as a whole needs no print of all of it."""
-    return f"{'.'.join(map(str, place))} {value!r}: {message}" if place else message.removeprefix("Value error, ")
 
 
 def _fail(message: str) -> NoReturn:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stylus.base_models import family_by_name
-from stylus.errors import InvalidInput, StorageError
+from stylus.errors import InvalidInput, StorageError, flaws
 from stylus.records import Adapter, BaseModelFamily, Card, Kind
 
 OnProblem = Callable[[str, str], None]
@@ -63,11 +63,6 @@ def cards(path: Path, on_problem: OnProblem, *, may_fetch: Callable[[Card], bool
             on_problem(where, f"{flaws(error)}. Left out.")
         except (ValueError, TypeError, RuntimeError, OSError) as error:
             on_problem(where, f"{error}. Left out.")
-
-
-def flaws(error: ValidationError) -> str:
-    """What is wrong with a card, each field with its value, in one line."""
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} ({str(e['input'])[:60]!r})" for e in error.errors())
 
 
 def write(adapters: Iterable[tuple[Adapter, str]], path: Path) -> int:

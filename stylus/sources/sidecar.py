@@ -16,9 +16,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from stylus.base_models import family_by_name
+from stylus.errors import flaws
 from stylus.image_metadata import prompt_of
 from stylus.records import BaseModelFamily, Card, Category, Example, Rating
-from stylus.sources.cards import flaws
 from stylus.sources.civitai_ratings import is_mild, rating
 from stylus.text import clean, clean_line
 

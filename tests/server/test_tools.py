@@ -279,6 +279,7 @@ ERRORS = [
     ("generate_image", {"prompt": "star", "count": 10_000}, "less than or equal to 64 (passed: 10000)"),
     ("generate_image", {"prompt": "star", "control": True}, "pass a count of 2 or more"),
     ("generate_image", {"prompt": "star", "request_id": "no\0pe"}, "request_id: String should match pattern"),
+    ("generate_image", {"prompt": "star", "strength": 0.5}, "pass the image, or leave strength out"),
     ("generate_image", {"prompt": "star", "seed": -1}, "seed: Input should be greater than or equal to 0"),
     ("generate_image", {"prompt": "star", "size": "63x64"}, "63 is not a multiple of 8"),
     ("generate_image", {"prompt": "star", "size": "huge"}, "size: String should match pattern"),
