@@ -172,12 +172,12 @@ def test_records_are_read_with_distrust(stylus: Stylus, tmp_path: Path) -> None:
         chunks.add_itxt("stylus", image.text["stylus"])  # type: ignore[attr-defined]
         gone = image.convert("RGBA")
         gone.putalpha(0)
-        for changed, options, words in (
-            (gone, {}, "is transparent, now it is RGB"),
-            (image, {"transparency": image.getpixel((0, 0))}, "is transparent"),
-            (image.convert("L"), {}, "is L, now it is RGB"),
+        for changed, unseen, words in (
+            (gone, None, "is transparent, now it is RGB"),
+            (image, image.getpixel((0, 0)), "is transparent"),
+            (image.convert("L"), None, "is L, now it is RGB"),
         ):
-            changed.save(path, pnginfo=chunks, **options)
+            changed.save(path, pnginfo=chunks, transparency=unseen)
             other = stylus.pictures.replay(str(path))
             assert (other.same, other.largest) == (False, 255)
             assert words in other.differences[0]

@@ -20,7 +20,7 @@ from stylus.generation.checkpoints import Checkpoints
 from stylus.generation.denoising import _averaged
 from stylus.generation.generator import Generator, Rendered
 from stylus.generation.inputs import Inputs
-from stylus.generation.loading import VerifiedFiles
+from stylus.generation.loading import Stamp, VerifiedFiles
 from stylus.generation.windows import windows
 from stylus.records import Adapter, BaseModelFamily, MaskMode, Method, Progress, Request
 from stylus.settings import Settings
@@ -291,7 +291,7 @@ def test_a_step_waits_for_its_own_adapters_only(
     last_free_step = 4 if method is Method.SWITCH else 0
     read, seen = VerifiedFiles.read, list[tuple[str, int, bool]]()
 
-    def slow(self: VerifiedFiles, adapter: Adapter) -> AdapterWeights:
+    def slow(self: VerifiedFiles, adapter: Adapter) -> tuple[Stamp, AdapterWeights]:
         if adapter.id == "test:locon":
             assert arrives.wait(60)
         return read(self, adapter)
@@ -317,7 +317,7 @@ def test_a_slow_disk_can_be_given_up(
     arrives = threading.Event()
     read = VerifiedFiles.read
 
-    def slow(self: VerifiedFiles, adapter: Adapter) -> AdapterWeights:
+    def slow(self: VerifiedFiles, adapter: Adapter) -> tuple[Stamp, AdapterWeights]:
         assert arrives.wait(60)
         return read(self, adapter)
 
