@@ -34,7 +34,7 @@ def test_wheel_holds_everything_that_runs(wheel: Path) -> None:
     assert not [name for name in names if name.startswith(("tests/", "examples/"))]
 
 
-def test_installed_copy_runs_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+def test_installed_copy_runs_outside_the_checkout(wheel: Path, tmp_path: Path, reachable: Path) -> None:
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     code = (
@@ -45,7 +45,7 @@ def test_installed_copy_runs_outside_the_checkout(wheel: Path, tmp_path: Path) -
     ran = subprocess.run(
         [sys.executable, "-P", "-c", code, str(site)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site), "STYLUS_DATA": str(tmp_path / "data")},
+        env={**os.environ, "PYTHONPATH": str(site), "STYLUS_DATA": str(reachable)},
         capture_output=True,
         text=True,
         check=False,
