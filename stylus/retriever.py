@@ -28,6 +28,9 @@ DEPTH = 300
 """Candidates for the whole prompt, at least: so that the first ten are the same whether ten or a hundred are asked for,
 and twice what a composer sees, since what is in the middle of several lists comes before the end of one."""
 
+WORDS = 0.8
+"""What a ranking by words counts beside one by meaning: the same word may be about another thing."""
+
 MOST_AT_ONCE = 4
 """Searches of one process in Postgres at a time."""
 TOGETHER = 4
@@ -122,10 +125,13 @@ class Retriever:
 
 
 def _fused(alike: Sequence[Sequence[str]], spoken: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Prompt and keywords count the same, by meaning as by words; the keywords share their half."""
-    lists = [(alike[0], 1.0), (spoken[0], 1.0)]
-    lists += [(ids, 1 / (len(alike) - 1)) for ids in [*alike[1:], *spoken[1:]]]
-    return fuse(lists)
+    """Prompt and keywords count the same; the keywords share their half."""
+    share = 1 / max(1, len(alike) - 1)
+    return fuse(
+        (ids, kind * part)
+        for lists, kind in ((alike, 1.0), (spoken, WORDS))
+        for ids, part in zip(lists, [1.0, *[share] * (len(lists) - 1)], strict=True)
+    )
 
 
 def _why(adapter: Adapter, asked: set[str], cosines: dict[str, float]) -> str:
