@@ -89,14 +89,15 @@ class Database:
     def transact(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
         """`work` in one transaction, from its start again where Postgres ended it so that another could go on: two that
         write the same rows may each wait for the other. Raises as `connection` does."""
-        for left in reversed(range(_TRIES)):
+        for _ in range(_TRIES - 1):
             try:
                 with self.connection() as connection:
                     return work(connection)
             except DatabaseUnavailable as error:
-                if not left or not isinstance(error.__cause__, psycopg.errors.DeadlockDetected):
+                if not isinstance(error.__cause__, psycopg.errors.DeadlockDetected):
                     raise
-        raise AssertionError
+        with self.connection() as connection:
+            return work(connection)
 
     def status(self) -> dict[str, str]:
         """Where the server is (no password) and the versions of Postgres, pgvector and our tables."""

@@ -105,8 +105,10 @@ class Jobs:
         with self._database.connection() as connection:
             connection.execute(LOCK)
             known = {"owner": owner, "value": request_id}
-            connection.execute(_RELEASE, known)
-            earlier = connection.execute(_BY_REQUEST_ID, known).fetchone() if request_id is not None else None
+            earlier = None
+            if request_id is not None:
+                connection.execute(_RELEASE, known)
+                earlier = connection.execute(_BY_REQUEST_ID, known).fetchone()
             if earlier is not None:
                 id = earlier[0]
             else:

@@ -126,12 +126,10 @@ class Retriever:
 
 def _fused(alike: Sequence[Sequence[str]], spoken: Sequence[Sequence[str]]) -> dict[str, float]:
     """Prompt and keywords count the same; the keywords share their half."""
-    share = 1 / max(1, len(alike) - 1)
-    return fuse(
-        (ids, kind * part)
-        for lists, kind in ((alike, 1.0), (spoken, WORDS))
-        for ids, part in zip(lists, [1.0, *[share] * (len(lists) - 1)], strict=True)
-    )
+    others = len(alike) - 1
+    parts = [1.0, *[1 / others] * others] if others else [1.0]
+    words = [WORDS * part for part in parts]
+    return fuse([*zip(alike, parts, strict=True), *zip(spoken, words, strict=True)])
 
 
 def _why(adapter: Adapter, asked: set[str], cosines: dict[str, float]) -> str:
