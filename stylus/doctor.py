@@ -124,9 +124,10 @@ def _checkpoints(settings: Settings) -> Finding:
 
 
 def _device(settings: Settings) -> Finding:
-    from stylus.generation.checkpoints import pick_device, pick_dtype
+    from stylus.generation.checkpoints import pick_dtype
+    from stylus.model_loading import pick_device
 
-    device = pick_device(settings)
+    device = pick_device(settings.device)
     return "ok", f"{device}, {str(pick_dtype(settings, device)).removeprefix('torch.')}"
 
 

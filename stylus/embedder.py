@@ -18,14 +18,15 @@ import numpy as np
 from jaxtyping import Float32
 
 from stylus.errors import ModelUnavailable, SettingsError
-from stylus.model_loading import model_loading
+from stylus.model_loading import model_loading, pick_device
 from stylus.settings import Settings
 
 if TYPE_CHECKING:
     from pydantic_ai.embeddings import Embedder as Client
-    from pydantic_ai.embeddings import EmbeddingResult
+    from pydantic_ai.embeddings import EmbeddingModel, EmbeddingResult, EmbeddingSettings
 
 DEFAULT = "all-MiniLM-L6-v2"
+_LOCAL = "sentence-transformers:"
 _BATCH = 128
 """Texts a request: providers refuse more than some hundreds, and progress should be seen."""
 _THREADS = threading.Lock()
@@ -41,11 +42,14 @@ class Embedder:
     name: str
     """Under which its vectors are stored: those of another name can't be compared with them."""
 
-    def __init__(self, name: str, model: str) -> None:
-        """`model` is a name of pydantic-ai, as `openai:text-embedding-3-small`; nothing is loaded yet."""
+    def __init__(self, name: str, model: str, device: str | None = None) -> None:
+        """`model` is a name of pydantic-ai, as `openai:text-embedding-3-small`; nothing is loaded yet. A local one
+        works on `device` (None: the best there is), but the shipped one reads queries on the CPU: they take no longer
+        there, and on a GPU would wait for the picture that is being drawn."""
         self.name = name
         self._model = model
-        self._local = model.startswith("sentence-transformers:")
+        self.device = device
+        self._local = model.startswith(_LOCAL)
         self._lock = threading.Lock()
         self._kept: dict[str, Float32[np.ndarray, " d"]] = {}
         self._keeping = threading.Lock()
@@ -57,22 +61,23 @@ class Embedder:
     @classmethod
     def open(cls, settings: Settings) -> Self:
         """The configured embedder. Raises SettingsError for a name of the wrong form."""
-        return cls.named(settings.embedder or DEFAULT)
+        return cls.named(settings.embedder or DEFAULT, settings.device)
 
     @classmethod
-    def named(cls, name: str) -> Self:
+    def named(cls, name: str, device: str | None = None) -> Self:
         """The embedder whose vectors are stored under `name`. Raises SettingsError for a name of the wrong form."""
         if name == DEFAULT:
-            return cls(DEFAULT, f"sentence-transformers:{_packaged_weights()}")
+            return cls(DEFAULT, f"{_LOCAL}{_packaged_weights()}", device)
         if not all(name.partition(":")):
             raise SettingsError(
                 f"STYLUS_EMBEDDER is {name!r}: write provider:model, as `openai:text-embedding-3-small` "
                 "or `sentence-transformers:BAAI/bge-small-en-v1.5`, or unset it."
             )
-        return cls(name, name)
+        return cls(name, name, device)
 
     def documents(self, texts: Sequence[str]) -> Float32[np.ndarray, "n d"]:
-        """One unit vector for each text that shall be found. Raises ModelUnavailable."""
+        """One unit vector for each text that shall be found. Raises ModelUnavailable, and SettingsError for a device
+        that can't be used."""
         return self._embed(texts, "document")
 
     def queries(self, texts: Sequence[str]) -> Float32[np.ndarray, "n d"]:
@@ -132,21 +137,38 @@ class Embedder:
                 contextlib.nullcontext() if self._loaded else model_loading(),
                 Agent.using_thread_executor(self._alone) if kind == "query" else contextlib.nullcontext(),
             ):
-                vectors = self._run(self._ready().embed(texts, input_type=kind)).embeddings
+                client, device = self._ready(), self._where(kind)
+                vectors = self._run(client.embed(texts, input_type=kind, settings=device)).embeddings
                 self._loaded = True
                 return vectors
         except (AgentRunError, UserError, ImportError, OSError, ValueError, RuntimeError) as error:
+            check = "STYLUS_DEVICE" if self._local else "the provider's key and address"
             raise ModelUnavailable(
-                f"The embedding model {self.name} gave no answer: {error}. Check STYLUS_EMBEDDER and the provider's "
-                "key and address, or unset STYLUS_EMBEDDER to use the one that comes with Stylus, then ingest again."
+                f"The embedding model {self.name} gave no answer: {error}. Check STYLUS_EMBEDDER and {check}, or unset "
+                "STYLUS_EMBEDDER to use the one that comes with Stylus, then ingest again."
             ) from error
 
     def _ready(self) -> "Client":
         if self._client is None:
             from pydantic_ai.embeddings import Embedder as Client
 
-            self._client = Client(self._model)
+            self._client = Client(self._opened() if self._local else self._model)
         return self._client
+
+    def _opened(self) -> "EmbeddingModel":
+        from pydantic_ai.embeddings.sentence_transformers import SentenceTransformerEmbeddingModel
+        from sentence_transformers import SentenceTransformer
+
+        # pickle could run code: only safetensors are read
+        only_safe = {"use_safetensors": True}
+        model = SentenceTransformer(self._model.removeprefix(_LOCAL), device="cpu", model_kwargs=only_safe)
+        return SentenceTransformerEmbeddingModel(model)
+
+    def _where(self, kind: str) -> "EmbeddingSettings":
+        from pydantic_ai.embeddings.sentence_transformers import SentenceTransformersEmbeddingSettings
+
+        device = "cpu" if kind == "query" and self.name == DEFAULT else str(pick_device(self.device))
+        return SentenceTransformersEmbeddingSettings(sentence_transformers_device=device)
 
     def _run(self, work: Coroutine[Any, Any, "EmbeddingResult"]) -> "EmbeddingResult":
         """On one event loop for all calls, in a thread of its own: provider clients keep to the loop they were first

@@ -16,7 +16,7 @@ from pydantic_ai.usage import RunUsage
 
 from stylus.composer import GRACE, MOST_ANSWER, TIMEOUT, as_usage, check_model, in_own_loop
 from stylus.errors import ModelUnavailable, StylusError
-from stylus.model_loading import model_loading
+from stylus.model_loading import model_loading, pick_device
 from stylus.records import Adapter, OnProgress, Usage
 from stylus.rules import clean
 from stylus.settings import Settings
@@ -51,13 +51,16 @@ class LocalReranker:
     """A cross-encoder of sentence-transformers, by folder or hub id. Loaded at the first call. Safe to share between
     threads: they take turns."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: str | None = None) -> None:
+        """`device`: None means the best there is."""
         self.name = name
+        self._device = device
         self._lock = threading.Lock()
         self._model: CrossEncoder | None = None
 
     def rank(self, prompt: str, adapters: Sequence[Adapter], on_progress: OnProgress | None = None) -> Ranking:
-        """Raises ModelUnavailable if the model can't be loaded or doesn't give one score for a pair."""
+        """Raises ModelUnavailable if the model can't be loaded or doesn't give one score for a pair, SettingsError for
+        a device that can't be used."""
         if not adapters:
             return Ranking([])
         pairs = [(prompt, card(adapter)) for adapter in adapters]
@@ -69,7 +72,10 @@ class LocalReranker:
 
                     with model_loading():
                         self._model = CrossEncoder(
-                            self.name.removeprefix(LOCAL), num_labels=1, model_kwargs={"use_safetensors": True}
+                            self.name.removeprefix(LOCAL),
+                            num_labels=1,
+                            device=str(pick_device(self._device)),
+                            model_kwargs={"use_safetensors": True},
                         )
                 scores = self._model.predict(pairs, show_progress_bar=False)
             except (OSError, ValueError, RuntimeError) as error:
@@ -146,6 +152,6 @@ def open_reranker(settings: Settings) -> Reranker | None:
     if not name:
         return None
     if name.startswith(LOCAL):
-        return LocalReranker(name)
+        return LocalReranker(name, settings.device)
     check_model(name, "STYLUS_RERANKER")
     return ModelReranker(name)

@@ -58,7 +58,7 @@ class Serving:
 
     def _named(self, name: str) -> Embedder:
         try:
-            return Embedder.named(name)
+            return Embedder.named(name, self._configured.device)
         except SettingsError as error:
             logger.warning("Vectors of %s are in the catalog and can't be searched: %s", name, error)
             return self._configured

@@ -1,13 +1,16 @@
 """The default embedder: offline, unit length, safe from many threads and inside event loops."""
 
 import asyncio
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from stylus.embedder import DEFAULT, Embedder
+from stylus.embedder import DEFAULT, Embedder, _packaged_weights
 from stylus.errors import ModelUnavailable, SettingsError
 from stylus.settings import Settings
 
@@ -91,6 +94,26 @@ def test_a_model_that_is_not_there_says_what_to_do(name: str, monkeypatch: pytes
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelUnavailable, match="STYLUS_EMBEDDER"):
         Embedder.open(Settings.model_validate({"embedder": name})).queries(["x"])
+
+
+def test_a_device_that_is_not_there_stops_documents_only() -> None:
+    """The shipped model reads queries on the CPU, whatever draws and embeds documents."""
+    embedder = Embedder.open(Settings.model_validate({"device": "cuda:99"}))
+    assert embedder.queries(["a corgi"]).shape == (1, 384)
+    with pytest.raises(SettingsError, match="STYLUS_DEVICE=cuda:99"):
+        embedder.documents(["a corgi"])
+    assert embedder.queries(["a fox"]).shape == (1, 384)
+
+
+def test_weights_in_pickle_files_are_not_loaded(tmp_path: Path) -> None:
+    shutil.copytree(_packaged_weights(), tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    torch.save(load_file(weights), tmp_path / "model" / "pytorch_model.bin")
+    name = f"sentence-transformers:{tmp_path / 'model'}"
+    assert Embedder.named(name).queries(["a fox"]).shape == (1, 384)
+    weights.unlink()
+    with pytest.raises(ModelUnavailable, match="safetensors"):
+        Embedder.named(name).queries(["a fox"])
 
 
 def test_queries_take_one_core_and_leave_the_others_to_whoever_draws(embedder: Embedder) -> None:

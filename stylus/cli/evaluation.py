@@ -126,8 +126,8 @@ def evaluate_run(
     from stylus.evaluation.features import open_features, open_text_features
     from stylus.evaluation.prompt_sets import load_prompts
     from stylus.evaluation.protocol import PRESETS, Plan
-    from stylus.generation.checkpoints import pick_device
     from stylus.generation.families import DEFAULTS
+    from stylus.model_loading import pick_device
     from stylus.settings import Settings
     from stylus.stylus import Stylus
 
@@ -159,7 +159,7 @@ def evaluate_run(
         **{**defaults, **{name: value for name, value in given.items() if value is not None}},
     )
     with Stylus(settings) as stylus, progress_bar() as bar, interruptible(bar) as on_progress:
-        device = str(pick_device(settings))
+        device = str(pick_device(settings.device))
         scorer = open_text_features(clip, device)
         report = evaluate(
             stylus,

@@ -24,7 +24,7 @@ from stylus.errors import CheckpointError, SettingsError
 from stylus.generation.adapters import ResidentAdapters
 from stylus.generation.families import DEFAULTS, FAMILIES, Defaults, Flux, StableDiffusion
 from stylus.generation.single_file import UNREADABLE, read_single_file
-from stylus.model_loading import model_loading
+from stylus.model_loading import model_loading, pick_device
 from stylus.records import BaseModelFamily
 from stylus.settings import Settings
 
@@ -100,7 +100,7 @@ class Checkpoints:
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError for a device or dtype that can't be used here."""
         self.settings = settings
-        self.device = pick_device(settings)
+        self.device = pick_device(settings.device)
         self.dtype = pick_dtype(settings, self.device)
         self._opening = threading.Lock()
         self._loaded: OrderedDict[str, LoadedPipeline] = OrderedDict()
@@ -254,7 +254,7 @@ def _defaults(family: BaseModelFamily, kind: StableDiffusion) -> Defaults:
 def _keep_vae_exact(family: BaseModelFamily, pipeline: Any) -> None:
     """The decoder of SDXL gives NaN in half precision, and says so in its configuration."""
     if family is BaseModelFamily.SDXL and pipeline.vae.config.force_upcast:
-        pipeline.vae.to(dtype=torch.float32)
+        torch.nn.Module.to(pipeline.vae, dtype=torch.float32)  # diffusers' own would warn of what is meant
 
 
 def out_of_memory(error: BaseException | None) -> bool:
@@ -268,22 +268,6 @@ def return_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def pick_device(settings: Settings) -> torch.device:
-    """The configured device, or the best there is. Raises SettingsError when it can't be used here."""
-    name = settings.device
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SettingsError(
-            f"STYLUS_DEVICE={name}: this device can't be used here ({str(error).splitlines()[0]}). "
-            "Set cpu, cuda, cuda:N or mps, or unset it."
-        ) from error
-    return device
 
 
 def pick_dtype(settings: Settings, device: torch.device) -> torch.dtype:

@@ -1,8 +1,8 @@
 """Four images with four compositions of one to three adapters: our one pass, diffusers one by one, and a reload each.
 
-`python -m tests.benchmarks.batch --json OUT [--full] [--small]`. Ratios are our seconds over theirs, so below 1 is
-faster; rounds alternate, and each figure is the median. The outputs must be equal: `max_abs_diff` is over the final
-latents. Peak memory is the process's on a CPU (weights of the UNet included), the allocator's on a GPU.
+`python -m tests.benchmarks.batch --json OUT [--full] [--half] [--small]`. Ratios are our seconds over theirs, so below
+1 is faster; rounds alternate, and each figure is the median. The outputs must be equal: `max_abs_diff` is over the
+final latents. Peak memory is the process's on a CPU (weights of the UNet included), the allocator's on a GPU.
 """
 
 import argparse
@@ -31,11 +31,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--full", action="store_true", help="64x64 latents, on the GPU where there is one")
     parser.add_argument("--small", action="store_true", help="a UNet of few channels, to try the benchmark itself")
+    parser.add_argument("--half", action="store_true", help="float16, as on a GPU by default")
     parser.add_argument("--side", type=int, default=24, help="edge of the latents, without --full")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    here = world(arguments.full, arguments.small, len(WEIGHTS), arguments.side, arguments.steps)
+    here = world(arguments.full, arguments.small, arguments.half, len(WEIGHTS), arguments.side, arguments.steps)
     with data_folder() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns when a second adapter is loaded
         result = measure(here, folder, arguments.rounds)

@@ -1,6 +1,6 @@
 """What a switch of compositions costs after many adapters have been used, and what adapters cost in a step.
 
-`python -m tests.benchmarks.switching --json OUT [--full] [--small]`. `ours` and `diffusers`: seconds from one
+`python -m tests.benchmarks.switching --json OUT [--full] [--half] [--small]`. `ours` and `diffusers`: seconds from one
 composition of two adapters to the next, after 3, 10, 30 and 60 adapters were used (diffusers: set_adapters), median of
 many. `overhead`: seconds per UNet step over those of the bare UNet, minus 1, with 0, 1, 3 and 6 adapters, gated (one
 weight per image) and fused; the variants take turns in each round, and the figures are medians.
@@ -31,13 +31,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--full", action="store_true", help="64x64 latents, on the GPU where there is one")
     parser.add_argument("--small", action="store_true", help="a UNet of few channels, to try the benchmark itself")
+    parser.add_argument("--half", action="store_true", help="float16, as on a GPU by default")
     parser.add_argument("--side", type=int, default=24, help="edge of the latents, without --full")
+    parser.add_argument("--most", type=int, default=max(USED), help="adapters used; diffusers takes seconds for each")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    here = world(arguments.full, arguments.small, ROWS, arguments.side, steps=1)
+    here = world(arguments.full, arguments.small, arguments.half, ROWS, arguments.side, steps=1)
     with data_folder() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns when a second adapter is loaded
-        adapters = write_adapters(here.unet, folder, max(USED))
+        adapters = write_adapters(here.unet, folder, max(arguments.most, *AT_ONCE))
         bare = twin(here.unet)
         resident = ResidentAdapters(BaseModelFamily.SD15, {"unet": here.unet}, capacity=2**40)
         result = {
@@ -57,7 +59,7 @@ Switch = Callable[[list[Adapter], list[float]], Callable[[], None]]
 
 def _switching(here: World, adapters: list[Adapter], rounds: int, prepare: Switch) -> dict[str, float]:
     seconds = {}
-    for used in USED:
+    for used in [n for n in USED if n <= len(adapters)]:
         prepare(adapters[:used], [0.1] * used)()
         pairs = [(n % used, (n + 1) % used) for n in range(4 * rounds)]
         times = []

@@ -61,15 +61,17 @@ class World:
             torch.cuda.synchronize(self.device)
 
 
-def world(full: bool, small: bool, rows: int, side: int, steps: int) -> World:
+def world(full: bool, small: bool, half: bool, rows: int, side: int, steps: int) -> World:
     """`full`: 64x64 latents on the GPU, where there is one. `small`: a UNet of the same layout and a few channels, to
-    try the benchmark itself."""
+    try the benchmark itself. `half`: float16."""
     device = torch.device("cuda" if full and torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     with device:
         unet = UNet2DConditionModel(**(SMALL if small else SD15)).eval().requires_grad_(False)
         side = 64 if full else side
-        return World(device, unet, torch.randn(rows, 4, side, side), torch.randn(rows, 77, 768), steps)
+        dtype = torch.float16 if half else torch.float32
+        latents, text = torch.randn(rows, 4, side, side).to(dtype), torch.randn(rows, 77, 768).to(dtype)
+        return World(device, unet.to(dtype), latents, text, steps)
 
 
 def twin(unet: Any) -> Any:

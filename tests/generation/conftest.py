@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def settings(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return Settings(data=tmp_path_factory.mktemp("data"), checkpoints={BaseModelFamily.SD15: str(folder)}, device="cpu")
+    return tiny.settings(tmp_path_factory.mktemp("data"), checkpoints={BaseModelFamily.SD15: str(folder)})
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ MIXED = np.array([[0.8, 0, 0], [0, -0.5, 0.7], [0.4, 0.3, 0.6], [0, 0, 0]], dtyp
 
 @pytest.fixture
 def pipeline(folder: Path) -> Any:
-    return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, use_safetensors=True)
+    return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, use_safetensors=True).to(tiny.DEVICE)
 
 
 @pytest.fixture
@@ -37,14 +37,15 @@ def resident(pipeline: Any) -> ResidentAdapters:
 
 def unet_output(pipeline: Any, rows: slice = slice(None)) -> torch.Tensor:
     random = torch.Generator().manual_seed(5)
-    latents, text = torch.randn(4, 4, 8, 8, generator=random), torch.randn(4, 24, 32, generator=random)
+    shapes = (4, 4, 8, 8), (4, 24, 32)
+    latents, text = (torch.randn(shape, generator=random)[rows].to(tiny.DEVICE) for shape in shapes)
     with torch.no_grad():
-        output: torch.Tensor = pipeline.unet(latents[rows], 400, encoder_hidden_states=text[rows]).sample
+        output: torch.Tensor = pipeline.unet(latents, 400, encoder_hidden_states=text).sample
     return output
 
 
 def text_output(pipeline: Any, rows: slice = slice(None)) -> torch.Tensor:
-    tokens = torch.arange(4 * 24).reshape(4, 24) % 50
+    tokens = torch.arange(4 * 24, device=tiny.DEVICE).reshape(4, 24) % 50
     with torch.no_grad():
         output: torch.Tensor = pipeline.text_encoder(tokens[rows])[0]
     return output
@@ -58,7 +59,7 @@ def test_a_mixed_batch_equals_one_by_one_set_adapters(
         resident.switch(component, [loaded[id] for id in IDS], MIXED)
     ours_unet, ours_text = unet_output(pipeline), text_output(pipeline)
 
-    theirs = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, use_safetensors=True)
+    theirs = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, use_safetensors=True).to(tiny.DEVICE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns when a second adapter is loaded
         for id in IDS:
@@ -287,7 +288,7 @@ def test_half_precision_is_as_exact_as_one_by_one(
     unet = nn.Module.to(pipeline.unet, dtype=dtype)
     resident = ResidentAdapters(BaseModelFamily.SD15, {"unet": unet, "text_encoder": pipeline.text_encoder})
     loaded = list(resident.load([adapters[id] for id in IDS], lambda done: None).values())
-    latents, text = torch.randn(4, 4, 8, 8, dtype=dtype), torch.randn(4, 24, 32, dtype=dtype)
+    latents, text = (torch.randn(shape).to(tiny.DEVICE, dtype) for shape in ((4, 4, 8, 8), (4, 24, 32)))
 
     def output(rows: slice) -> torch.Tensor:
         with torch.no_grad():

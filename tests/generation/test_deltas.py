@@ -29,12 +29,13 @@ METHODS: dict[str, Any] = {
 
 
 def unet(folder: Path) -> Any:
-    return UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
+    return UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval().to(tiny.DEVICE)
 
 
 def output(model: Any, rows: int = 2) -> Tensor:
     random = torch.Generator().manual_seed(5)
-    latents, text = torch.randn(rows, 4, 8, 8, generator=random), torch.randn(rows, 24, 32, generator=random)
+    shapes = (rows, 4, 8, 8), (rows, 24, 32)
+    latents, text = (torch.randn(shape, generator=random).to(tiny.DEVICE) for shape in shapes)
     with torch.no_grad():
         predicted: Tensor = model(latents, 400, encoder_hidden_states=text).sample
     return predicted
@@ -47,7 +48,7 @@ def resident(model: Any) -> ResidentAdapters:
 @pytest.mark.parametrize("method", METHODS)
 def test_other_methods_are_as_peft_draws_them(method: str, folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(3)
-    theirs = inject_adapter_in_model(METHODS[method], unet(folder), "default")
+    theirs = inject_adapter_in_model(METHODS[method], unet(folder), "default").to(tiny.DEVICE)
     for name, parameter in theirs.named_parameters():
         if "magnitude" in name:
             parameter.data *= 1 + 0.2 * torch.rand_like(parameter)
@@ -79,7 +80,7 @@ def changed_by(tensors: dict[str, Tensor], folder: Path, path: Path) -> Tensor:
     adapters = resident(model)
     loaded = adapters.load([tiny.adapter("one", tiny.write(path, tensors))], lambda done: None)
     with adapters.fused("unet", list(loaded.values()), np.ones(1, dtype=np.float32)):
-        change: Tensor = model.conv_in.weight - before
+        change: Tensor = (model.conv_in.weight - before).cpu()
     assert torch.equal(model.conv_in.weight, before)
     return change
 
@@ -100,7 +101,7 @@ def test_conv_forms_by_their_definition(folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(full, diff, atol=1e-6, rtol=0)
 
     # the older LyCORIS DoRA keeps one magnitude for each input
-    base = unet(folder).conv_in.weight.detach()
+    base = unet(folder).conv_in.weight.detach().cpu()
     factors = {f"{name}.lora_down.weight": some(2, 4, 3, 3), f"{name}.lora_up.weight": up}
     merged = base + (up.flatten(1) @ factors[f"{name}.lora_down.weight"].flatten(1)).reshape(base.shape)
     scale = 1 + some(1, 4, 1, 1)

@@ -21,7 +21,6 @@ from stylus.generation.codec import encoded
 from stylus.generation.generator import Generator
 from stylus.generation.inputs import Inputs
 from stylus.records import Adapter, BaseModelFamily, MaskMode, Request
-from stylus.settings import Settings
 from tests.generation import tiny
 from tests.generation.tiny_families import write_family
 
@@ -42,7 +41,7 @@ def folders(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Base
 def all_families(folders: dict[BaseModelFamily, Path], tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     configured = {str(family): str(folder) for family, folder in folders.items()}
     data = tmp_path_factory.mktemp("data")
-    return Checkpoints(Settings(data=data, checkpoints=configured, device="cpu", checkpoints_kept=4))
+    return Checkpoints(tiny.settings(data, checkpoints=configured, checkpoints_kept=4))
 
 
 def request(family: BaseModelFamily, **fields: Any) -> Request:
@@ -143,9 +142,7 @@ def attention(path: str) -> bool:
 def test_adapters_of_each_family(
     family: BaseModelFamily, folders: dict[BaseModelFamily, Path], all_families: Checkpoints, tmp_path: Path
 ) -> None:
-    pipe = Checkpoints(Settings(data=tmp_path, checkpoints={str(family): str(folders[family])}, device="cpu")).open(
-        family
-    )
+    pipe = Checkpoints(tiny.settings(tmp_path, checkpoints={str(family): str(folders[family])})).open(family)
     denoiser, *texts = pipe.kind.components
     parts = {"denoiser": [denoiser], "texts": texts}
     adapters: dict[str, Adapter] = {}

@@ -9,7 +9,6 @@ from stylus.generation.generator import Generator
 from stylus.pocket import ADAPTERS
 from stylus.pocket.judge import Judge
 from stylus.records import Adapter, BaseModelFamily, Choice, MaskMode, Request, Task
-from stylus.settings import Settings
 from tests.generation import tiny
 
 
@@ -17,7 +16,7 @@ def test_a_red_circle_on_blue(tmp_path: Path) -> None:
     composition = tiny.composition(prompt="a red circle on a blue background").model_copy(
         update={"base_model": BaseModelFamily.POCKET}
     )
-    generator = Generator(Checkpoints(Settings(data=tmp_path, device="cpu")))
+    generator = Generator(Checkpoints(tiny.settings(tmp_path)))
     images = generator.render(Request(composition=composition, count=2, seed=1), {})
     for rendered in images:
         pixels = np.asarray(rendered.image, dtype=float)
@@ -61,7 +60,7 @@ def test_every_image_of_a_mixed_batch_shows_its_own_adapter(tmp_path: Path) -> N
         # all masks once: each adapter alone, all together, none
         return Request(composition=composition, count=len(CONCEPTS) + 2, seed=1, masks=MaskMode.SAMPLE)
 
-    generator = Generator(Checkpoints(Settings(data=tmp_path, device="cpu")))
+    generator = Generator(Checkpoints(tiny.settings(tmp_path)))
     batch = [image for image in generator.render(of(*choices), adapters) if len(image.adapters) == 1]
     own = [CONCEPTS[next(iter(image.adapters)).removeprefix("pocket:")] for image in batch]
     assert sorted(own) == sorted(CONCEPTS.values())

@@ -64,7 +64,7 @@ def test_composite_averages_the_predictions_of_its_rows(
     assert np.array(composed[0].provenance["schedule"]).shape == (3, 3, 1)
 
     rows = torch.cat(seen)
-    averaged = _averaged(rows, torch.tensor([0, 0, 0, 1, 1, 1]), 2)
+    averaged = _averaged(rows, torch.tensor([0, 0, 0, 1, 1, 1], device=rows.device), 2)
     torch.testing.assert_close(averaged, rows.reshape(2, 3, 4, 8, 8).mean(dim=1))
     (alone,) = generator.render(request(method=Method.COMPOSITE, count=1, seed=12), adapters)
     both = generator.render(request(method=Method.COMPOSITE), adapters)
@@ -394,9 +394,7 @@ def test_a_checkpoint_that_does_not_fit_beside_another(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others are unloaded, and it is tried once more."""
-    kept = Checkpoints(
-        Settings(data=tmp_path, checkpoints={"sd15": str(folder), "sd15:other": str(folder) + "/"}, device="cpu")
-    )
+    kept = Checkpoints(tiny.settings(tmp_path, checkpoints={"sd15": str(folder), "sd15:other": str(folder) + "/"}))
     kept.open(SD15)
     read = checkpoints_module._read
 
@@ -413,9 +411,7 @@ def test_a_checkpoint_that_does_not_fit_beside_another(
 def test_several_checkpoints_of_a_family(folder: Path, tmp_path: Path) -> None:
     tiny.write_pipeline(tmp_path / "other", seed=5)
     configured = {"sd15": str(folder), "sd15:other": str(tmp_path / "other")}
-    checkpoints = Checkpoints(
-        Settings(data=tmp_path, checkpoints=configured, device="cpu", checkpoints_kept=1, vae_tiling=True)
-    )
+    checkpoints = Checkpoints(tiny.settings(tmp_path, checkpoints=configured, checkpoints_kept=1, vae_tiling=True))
     generator, plain = Generator(checkpoints), request(composition=tiny.composition(), count=1)
     first = generator.render(plain, {})[0]
     other = generator.render(plain.model_copy(update={"checkpoint": "other"}), {})[0]

@@ -18,7 +18,6 @@ from stylus.generation.checkpoints import Checkpoints
 from stylus.generation.generator import Generator
 from stylus.generation.sgm_names import sgm_names
 from stylus.records import BaseModelFamily, Request
-from stylus.settings import Settings
 from tests.generation import tiny
 from tests.generation.tiny_families import write_family
 
@@ -73,7 +72,7 @@ def file(folder: Path, tmp_path: Path) -> Path:
 
 
 def test_a_single_file(file: Path, folder: Path, generator: Generator, tmp_path: Path) -> None:
-    configured = Settings(data=tmp_path, checkpoints={"sd15": f"{file}@{folder}"}, device="cpu")
+    configured = tiny.settings(tmp_path, checkpoints={"sd15": f"{file}@{folder}"})
     request = Request(composition=tiny.composition(), seed=5, steps=3)
     (from_file,) = Generator(Checkpoints(configured)).render(request, {})
     (from_folder,) = generator.render(request, {})
@@ -96,7 +95,7 @@ def test_a_file_without_what_all_of_the_family_share(family: BaseModelFamily, tm
     request = Request(composition=composition, seed=5, steps=2, width=64, height=64)
 
     def drawn(source: str) -> bytes:
-        configured = Settings(data=tmp_path, checkpoints={family: source}, device="cpu")
+        configured = tiny.settings(tmp_path, checkpoints={family: source})
         return Generator(Checkpoints(configured)).render(request, {})[0].image.tobytes()
 
     assert drawn(f"{file}@{folder}") == drawn(str(folder))
@@ -114,4 +113,4 @@ def test_a_file_that_is_not_one(file: Path, folder: Path, tmp_path: Path) -> Non
         (str(tmp_path / "gone.safetensors"), "is not there"),
     ):
         with pytest.raises(CheckpointError, match=words):
-            Checkpoints(Settings(data=tmp_path, checkpoints={"sd15": source}, device="cpu")).open(BaseModelFamily.SD15)
+            Checkpoints(tiny.settings(tmp_path, checkpoints={"sd15": source})).open(BaseModelFamily.SD15)

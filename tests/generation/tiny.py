@@ -2,6 +2,7 @@
 it in every file format that people publish."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,22 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from stylus.records import Adapter, BaseModelFamily, Choice, Composition, Task
+from stylus.settings import Settings
 
 Factors = dict[str, dict[str, tuple[Tensor, Tensor]]]
 """Component -> layer path -> (down, up)."""
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
+
+DEVICE = os.environ.get("STYLUS_TEST_DEVICE", "cpu")
+"""Where the tests of the generation draw. Not whatever there is: what they compare with is exact on a CPU."""
+if DEVICE.startswith("cuda"):
+    torch.backends.cudnn.allow_tf32 = False  # its 10 bits of mantissa are what half precision has
+
+
+def settings(data: Path, **fields: Any) -> Settings:
+    """For generations on DEVICE, in float32 unless `fields` say otherwise."""
+    return Settings(**{"data": data, "device": DEVICE, "dtype": "float32", **fields})
 
 
 def write_vocabulary(folder: Path) -> CLIPTokenizer:
