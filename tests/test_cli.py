@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import traceback
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,10 @@ def test_ingest_search_compose_generate(shell: Shell) -> None:
 def test_an_option_that_would_be_ignored_is_refused(arguments: str, option: str, beside: str) -> None:
     with pytest.raises(InvalidInput, match=f"^{option} changes nothing beside {beside}: leave"):
         app(arguments.split(), standalone_mode=False)
+
+
+def test_version(shell: Shell) -> None:
+    assert shell("--version").stdout.strip() == metadata.version("stylus-adapters")
 
 
 def test_errors_are_sentences_with_exit_code_one(shell: Shell) -> None:

@@ -3,7 +3,8 @@
 import atexit
 import os
 import sys
-from typing import NoReturn
+from importlib import metadata
+from typing import Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -17,11 +18,25 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Finds, combines and applies the right LoRA adapters for a prompt.",
 )
 evaluation.evaluate_app.command("adapters")(report_cards.adapters)
 for part in (library, sources, pictures, evaluation, judging, service):
     app.add_typer(part.app)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(metadata.version("stylus-adapters"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """Finds, combines and applies the right LoRA adapters for a prompt."""
 
 
 def main() -> None:
