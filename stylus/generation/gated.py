@@ -213,14 +213,14 @@ def _stacked(parts: Sequence[Factors]) -> Factors:
 
 
 def _added(layer: Layer, factors: Factors, rows: Tensor, inputs: Tensor, output: Tensor) -> Tensor:
-    """`output` of `layer` plus the branch: up(rows * down(inputs)). `output` is changed in place."""
+    """`output` of `layer` plus the branch: up(rows * down(inputs)). `output` is changed in place. Few operations, since
+    a GPU is often done before it is sent the next."""
     if isinstance(layer, nn.Conv2d):
         form: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-        inner = functional.conv2d(inputs, factors.down, **form)
-        inner = inner * rows[:, :, None, None].to(inputs.dtype)
+        inner = functional.conv2d(inputs, factors.down, **form).mul_(rows[:, :, None, None])
         return output.add_(inner if factors.up is None else functional.conv2d(inner, factors.up))
     inner = functional.linear(inputs, factors.down)
-    inner = inner * rows.reshape(len(rows), *(1,) * (inputs.ndim - 2), -1).to(inputs.dtype)
+    inner.mul_(rows.view(len(rows), *(1,) * (inputs.ndim - 2), -1))
     if factors.up is None:
         return output.add_(inner)
     output.view(-1, output.shape[-1]).addmm_(inner.flatten(0, -2), factors.up.t())
