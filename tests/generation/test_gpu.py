@@ -127,6 +127,8 @@ def test_a_card_that_is_full(folder: Path, adapters: dict[str, Adapter], tmp_pat
     assert all(far(a.image, b.image) <= 1 for a, b in zip(again, expected, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning:torch")
+@pytest.mark.timeout(900)
 def test_a_compiled_model_draws_the_same(folder: Path, adapters: dict[str, Adapter], tmp_path: Path) -> None:
     plain, compiled = (Generator(opened(folder, tmp_path, compile=compile)) for compile in (False, True))
     for asked in (request(masks=MaskMode.SAMPLE, steps=2), request(masks=MaskMode.NONE), request(count=1, steps=2)):
