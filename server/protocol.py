@@ -23,7 +23,7 @@ from pydantic import AnyUrl, ValidationError
 from server.audit import ids_answered, ids_asked
 from server.auth import owner
 from server.backend import Backend
-from stylus.errors import NotFound, StylusError
+from stylus.errors import NotFound, StylusError, flaws
 
 
 class StylusServer(MCPServer[Backend]):
@@ -52,7 +52,7 @@ class StylusServer(MCPServer[Backend]):
             if isinstance(cause, StylusError | ToolError):
                 raise ToolError(str(cause)) from cause
             if isinstance(cause, ValidationError) and not isinstance(error, UnexpectedToolError):
-                raise ToolError(explained(cause)) from cause
+                raise ToolError(f"{flaws(cause)}. Mend this and call again.") from cause
             raise
 
     def _refuse_unknown(self, name: str, arguments: dict[str, Any]) -> None:
@@ -83,15 +83,3 @@ class StylusServer(MCPServer[Backend]):
             if isinstance(cause, StylusError):
                 raise ResourceError(str(cause)) from cause
             raise
-
-
-def explained(error: ValidationError) -> str:
-    """Which argument is wrong, what was passed, and what it may be, one clause each."""
-    clauses = []
-    for problem in error.errors(include_url=False, include_context=False):
-        where = ".".join(str(part) for part in problem["loc"]) or "arguments"
-        value = problem["input"]
-        long = isinstance(value, str) and len(value) > 60
-        passed = f"{len(value):,} characters" if long else repr(value)[:80]
-        clauses.append(f"{where}: {problem['msg']}" + ("" if problem["type"] == "missing" else f" (passed: {passed})"))
-    return "; ".join(dict.fromkeys(clauses)) + ". Mend this and call again."

@@ -26,7 +26,7 @@ from server.auth import LOOPBACK, security
 from server.guard import Guard
 from server.images import told
 from server.pages import page
-from stylus.errors import InvalidInput, NotFound, StylusError
+from stylus.errors import InvalidInput, NotFound, StylusError, flaws
 from stylus.evaluation.poll import Poll, as_csv, bare
 from stylus.evaluation.votes import Choice, Vote, Votes
 
@@ -200,4 +200,4 @@ def _checked(form: type[Form], given: bytes | Mapping[str, str]) -> Form:
     try:
         return form.model_validate_json(given) if isinstance(given, bytes) else form.model_validate(dict(given))
     except ValidationError as error:
-        raise InvalidInput("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+        raise InvalidInput(flaws(error)) from error

@@ -5,6 +5,9 @@ Foreign exceptions are translated at the seam where they enter, with `raise ... 
 
 from pydantic import ValidationError
 
+_LONG = 60
+"""Characters of a value that a message quotes."""
+
 
 class StylusError(Exception):
     """Root of the tree. `str(error)` is fit to be shown to the person or agent who must act."""
@@ -67,7 +70,12 @@ class Cancelled(StylusError):
 
 
 def flaws(error: ValidationError) -> str:
-    """What is wrong with a record, each field with its value, in one line; what is wrong with the record as a whole
-    needs no print of all of it."""
-    told = ((".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, "), e["input"]) for e in error.errors())
-    return "; ".join(f"{place}: {message} ({value!r:.60})" if place else message for place, message, value in told)
+    """What is wrong with a record, a clause for each field: where, why, and the value, a long text by its length. What
+    is wrong with the record as a whole needs no print of all of it."""
+    clauses = []
+    for problem in error.errors(include_url=False, include_context=False):
+        where, value = ".".join(map(str, problem["loc"])), problem["input"]
+        told = f"{len(value):,} characters" if isinstance(value, str) and len(value) > _LONG else f"{value!r:.{_LONG}}"
+        given = f" (given: {told})" if where and problem["type"] != "missing" else ""
+        clauses.append(f"{where and where + ': '}{problem['msg'].removeprefix('Value error, ')}{given}")
+    return "; ".join(dict.fromkeys(clauses))
