@@ -39,7 +39,9 @@ class Settings(BaseSettings):
     )
     checkpoints_kept: int = Field(2, ge=1, description="checkpoints in memory; the least recently used is unloaded")
     device: str | None = Field(None, description="torch device; unset: cuda, mps or cpu, the first there is")
-    dtype: str | None = Field(None, description="float32, float16 or bfloat16; unset: float32 on cpu, else float16")
+    dtype: str | None = Field(
+        None, description="float32, float16 or bfloat16; unset: float32 on cpu, else float16 (flux: bfloat16)"
+    )
     offload: bool = Field(False, description="keep only the model at work on the GPU (accelerate's CPU offload)")
     vae_tiling: bool = Field(False, description="decode large pictures in tiles: less memory, faint seams")
     compile: bool = Field(False, description="torch.compile the denoiser: minutes at the first picture, faster after")

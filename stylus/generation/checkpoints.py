@@ -5,7 +5,6 @@ configurations and tokenizers come from CONFIG in `FILE.safetensors@CONFIG` (a d
 from the hub id that diffusers takes the file for). Weights are read from safetensors only: pickle files can run code.
 """
 
-import gc
 import hashlib
 import platform
 import re
@@ -23,6 +22,7 @@ import torch
 from stylus.errors import CheckpointError, SettingsError
 from stylus.generation.adapters import ResidentAdapters
 from stylus.generation.families import DEFAULTS, FAMILIES, Defaults, Flux, StableDiffusion
+from stylus.generation.memory import moved, out_of_memory, return_memory
 from stylus.generation.single_file import UNREADABLE, read_single_file
 from stylus.model_loading import model_loading, pick_device
 from stylus.records import BaseModelFamily
@@ -101,7 +101,7 @@ class Checkpoints:
         """Raises SettingsError for a device or dtype that can't be used here."""
         self.settings = settings
         self.device = pick_device(settings.device)
-        self.dtype = pick_dtype(settings, self.device)
+        pick_dtype(settings, self.device)
         self._opening = threading.Lock()
         self._loaded: OrderedDict[str, LoadedPipeline] = OrderedDict()
 
@@ -157,17 +157,20 @@ class Checkpoints:
         )
 
     def _load(self, family: BaseModelFamily, source: str) -> LoadedPipeline:
+        dtype = pick_dtype(self.settings, self.device, family)
         try:
-            pipeline, name, digest = _read(family, source, self.dtype)
+            pipeline, name, digest = _read(family, source, dtype)
             kind = FAMILIES[family](pipeline)
             kind.prepare()
             _keep_vae_exact(family, pipeline)
-            if self.settings.offload and self.device.type != "cpu":
-                pipeline.enable_model_cpu_offload(device=self.device)
-            else:
-                pipeline.to(self.device)
-        except UNREADABLE as error:
+            self._place(pipeline)
+        except (*UNREADABLE, MemoryError) as error:
             why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            if out_of_memory(error):
+                raise CheckpointError(
+                    f"not enough memory for the {family.value} checkpoint {source!r} ({why}): end what else uses the "
+                    "device, or draw with another checkpoint (set STYLUS_CHECKPOINTS)."
+                ) from error
             raise CheckpointError(
                 f"the {family.value} checkpoint {source!r} can't be loaded ({why}). It must be a diffusers folder or "
                 f"hub id of a {FAMILIES[family].pipeline.__name__} with .safetensors weights, or a single file as "
@@ -190,13 +193,23 @@ class Checkpoints:
                 family, models, capacity=int(self.settings.adapter_cache_gb * 2**30), device=self.device
             ),
             device=self.device,
-            dtype=self.dtype,
+            dtype=dtype,
             defaults=_defaults(family, kind),
             compiled=self.settings.compile,
         )
         if self.settings.compile:
             loaded.adapters.compile(kind.components[0])
         return loaded
+
+    def _place(self, pipeline: Any) -> None:
+        """On the device; where there is no room, without the other checkpoints, and then the model at work alone."""
+        offload = self.settings.offload
+        if not offload and not moved(pipeline, self.device):
+            self._unload(0)
+            return_memory(self.device)
+            offload = not moved(pipeline, self.device)
+        if offload and self.device.type != "cpu":
+            pipeline.enable_model_cpu_offload(device=self.device)
 
 
 def _read(family: BaseModelFamily, source: str, dtype: torch.dtype) -> tuple[Any, str, str]:
@@ -257,24 +270,15 @@ def _keep_vae_exact(family: BaseModelFamily, pipeline: Any) -> None:
         torch.nn.Module.to(pipeline.vae, dtype=torch.float32)  # diffusers' own would warn of what is meant
 
 
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether it says that memory, of the device or of the machine, did not suffice."""
-    said = ("can't allocate memory", "not enough memory")  # the CPU's allocator
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(part in str(error) for part in said)
-
-
-def return_memory(device: torch.device) -> None:
-    """Gives back what nothing refers to any more."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def pick_dtype(settings: Settings, device: torch.device) -> torch.dtype:
-    """The configured precision, or the one that suits the device. Raises SettingsError for an unknown name."""
+def pick_dtype(settings: Settings, device: torch.device, family: BaseModelFamily = BaseModelFamily.SD15) -> torch.dtype:
+    """The configured precision, or the one that suits device and family: Flux was trained in bfloat16, and some of its
+    numbers are too large for float16. Raises SettingsError for an unknown name."""
     name = settings.dtype
     if name is None:
-        return torch.float32 if device.type == "cpu" else torch.float16
+        if device.type == "cpu":
+            return torch.float32
+        wide = family is BaseModelFamily.FLUX and device.type == "cuda"
+        return torch.bfloat16 if wide and torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     if name not in DTYPES:
         raise SettingsError(f"STYLUS_DTYPE={name}: set one of {', '.join(DTYPES)}, or unset it.")
     return DTYPES[name]

@@ -12,9 +12,10 @@ from typing import Any
 from PIL import Image
 
 from stylus.errors import GenerationError, NotFound
-from stylus.generation.checkpoints import Checkpoints, LoadedPipeline, out_of_memory, return_memory
+from stylus.generation.checkpoints import Checkpoints, LoadedPipeline
 from stylus.generation.device_lock import Turns, lock_path
 from stylus.generation.inputs import Inputs
+from stylus.generation.memory import out_of_memory, return_memory
 from stylus.generation.provenance import provenance
 from stylus.generation.rendering import Rendering
 from stylus.generation.settling import Settled, settle

@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from stylus.errors import BrokenDown, GenerationError, StorageError
-from stylus.generation.checkpoints import LoadedPipeline, out_of_memory, return_memory
+from stylus.generation.checkpoints import LoadedPipeline
 from stylus.generation.codec import decoded, encoded, is_black
 from stylus.generation.denoising import Start, Texts, denoise
 from stylus.generation.families import Text
 from stylus.generation.inputs import mask_latents
 from stylus.generation.loading import Loading
+from stylus.generation.memory import out_of_memory, return_memory
 from stylus.generation.settling import HIRES_SCALE, HIRES_STRENGTH, Settled
 from stylus.generation.store import write_whole
 from stylus.records import OnProgress, Progress, Request

@@ -66,7 +66,7 @@ def test_the_same_request_gives_the_same_pixels(
 ) -> None:
     checkpoints = opened(folder, tmp_path, dtype=dtype)
     generator = Generator(checkpoints)
-    assert checkpoints.dtype is (torch.float16 if dtype is None else getattr(torch, dtype))
+    assert checkpoints.open(SD15).dtype is (torch.float16 if dtype is None else getattr(torch, dtype))
     first, second = (generator.render(request(masks=MaskMode.SAMPLE), adapters) for _ in range(2))
     assert same(first, second)
     generator.forget_adapters()

@@ -16,7 +16,7 @@ from stylus.generation import checkpoints as checkpoints_module
 from stylus.generation import rendering
 from stylus.generation.adapter_files import AdapterWeights
 from stylus.generation.adapters import ResidentAdapters
-from stylus.generation.checkpoints import Checkpoints
+from stylus.generation.checkpoints import Checkpoints, pick_dtype
 from stylus.generation.denoising import _averaged
 from stylus.generation.generator import Generator, Rendered
 from stylus.generation.inputs import Inputs
@@ -406,6 +406,59 @@ def test_a_checkpoint_that_does_not_fit_beside_another(
     monkeypatch.setattr(checkpoints_module, "_read", crowded)
     kept.open(SD15, "other")
     assert len(kept.loaded()) == 1
+
+
+class Placed:
+    """A pipeline that does not fit on the device so many times."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.offloaded = failures, False
+
+    def to(self, _device: torch.device) -> None:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    def enable_model_cpu_offload(self, device: torch.device) -> None:
+        assert device.type == "cuda"
+        self.offloaded = True
+
+
+@pytest.mark.parametrize(("failures", "others", "offloaded"), [(0, 1, False), (1, 0, False), (2, 0, True)])
+def test_a_checkpoint_that_does_not_fit_on_the_device(
+    failures: int, others: int, offloaded: bool, folder: Path, tmp_path: Path
+) -> None:
+    """Others make room for it; then only its model at work is there."""
+    kept = Checkpoints(tiny.settings(tmp_path, checkpoints={"sd15": str(folder)}))
+    kept.open(SD15)
+    kept.device = torch.device("cuda")
+    pipeline = Placed(failures)
+    kept._place(pipeline)
+    assert (len(kept.loaded()), pipeline.offloaded) == (others, offloaded)
+
+
+def test_memory_that_does_not_suffice_for_a_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise MemoryError("can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(checkpoints_module, "_read", full)
+    with pytest.raises(CheckpointError, match=r"not enough memory for the sd15 checkpoint"):
+        Checkpoints(tiny.settings(tmp_path, checkpoints={"sd15": str(folder)})).open(SD15)
+
+
+@pytest.mark.parametrize(
+    ("family", "capability", "dtype"),
+    [("flux", (8, 0), "bfloat16"), ("flux", (7, 5), "float16"), ("sdxl", (9, 0), "float16")],
+)
+def test_flux_is_drawn_in_what_it_was_trained_in(
+    family: str, capability: tuple[int, int], dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    settings = Settings.model_validate({"data": tmp_path})
+    assert pick_dtype(settings, torch.device("cuda"), BaseModelFamily(family)) is getattr(torch, dtype)
+    assert pick_dtype(settings, torch.device("cpu"), BaseModelFamily(family)) is torch.float32
 
 
 def test_several_checkpoints_of_a_family(folder: Path, tmp_path: Path) -> None:
