@@ -1,5 +1,6 @@
 """The commands as a person types them, in their own processes."""
 
+import io
 import json
 import os
 import signal
@@ -13,9 +14,11 @@ from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from stylus.cli import app
-from stylus.cli.output import INTERRUPTED, interruptible
+from stylus.cli.output import INTERRUPTED, add_row, id_column, interruptible
 from stylus.errors import InvalidInput, SettingsError
 from stylus.records import Progress
 from stylus.settings import Settings
@@ -111,6 +114,18 @@ def test_a_weight_may_be_below_zero(shell: Shell) -> None:
         ran = shell("weight", *arguments)
         assert (ran.returncode, "Error" in ran.stderr) == (2, True), arguments
     assert shell.json("weight") == {"pocket:star": -0.5}
+
+
+@pytest.mark.parametrize("id", ["file:0123456789abcdef", f"hub:somebody/{'a-long-name-' * 12}"])
+def test_a_table_cuts_no_id_off(id: str) -> None:
+    """Other commands need them; on 80 columns those of files ended in an ellipsis."""
+    table = Table("score", id_column("id"), "name", "category", "weight", "why")
+    add_row(table, "0.53", id, "A name of several words", "background", "0.8", "similar to the prompt (0.37)")
+    console = Console(width=80, file=io.StringIO())
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    cells = [line.split("│")[2].strip() for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    assert "".join(cells) == id
 
 
 def test_every_command_that_ends_takes_json() -> None:

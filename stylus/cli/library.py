@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stylus.cli.output import AsJson, BaseModelOption, add_row, print_json, progress_bar, terminal
+from stylus.cli.output import AsJson, BaseModelOption, add_row, id_column, print_json, progress_bar, terminal
 from stylus.errors import InvalidInput
 from stylus.records import Category, Filters, Kind, Rating
 
@@ -148,7 +148,7 @@ def search(
     if as_json:
         print_json([match.model_dump(mode="json") for match in matches])
         return
-    table = Table("score", "id", "name", "category", "weight", "why")
+    table = Table("score", id_column("id"), "name", "category", "weight", "why")
     for match in matches:
         a = match.adapter
         more = f" (+{len(match.folded)} alike)" if match.folded else ""
@@ -195,7 +195,7 @@ def weight(
     if as_json:
         print_json(weights)
         return
-    table = Table("id", "your weight")
+    table = Table(id_column("id"), "your weight")
     for adapter, own in weights.items():
         add_row(table, adapter, f"{own:g}")
     Console().print(table if weights else "No weight of your own: the recommended one is used.")
@@ -225,7 +225,7 @@ def pair(
     if as_json:
         print_json([{"adapters": both, "reason": why} for both, why in pairs.items()])
         return
-    table = Table("adapter", "must not meet", "because")
+    table = Table(id_column("adapter"), id_column("must not meet"), "because")
     for (one, other), why in pairs.items():
         add_row(table, one, other, why)
     Console().print(table if pairs else "No pair is flagged.")
@@ -250,7 +250,7 @@ def hide(
     if as_json:
         print_json(hidden)
         return
-    table = Table("hidden", "name")
+    table = Table(id_column("hidden"), "name")
     for adapter, name in hidden.items():
         add_row(table, adapter, name)
     Console().print(table if hidden else "Nothing is hidden." if id is None else "It is not hidden.")

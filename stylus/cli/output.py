@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from stylus.errors import Cancelled
@@ -82,6 +82,11 @@ def interruptible(on_progress: OnProgress) -> Iterator[OnProgress]:
 
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def id_column(header: str) -> Column:
+    """For ids of adapters, which other commands take: a long one goes on in the next line, and none is cut off."""
+    return Column(header, overflow="fold")
 
 
 def add_row(table: Table, *cells: str | Text) -> None:

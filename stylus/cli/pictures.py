@@ -12,6 +12,7 @@ from stylus.cli.output import (
     AsJson,
     BaseModelOption,
     add_row,
+    id_column,
     interruptible,
     print_json,
     progress_bar,
@@ -88,7 +89,8 @@ def compose(
 
 
 def _show_composition(composition: Composition) -> None:
-    table = Table("task", "adapter", "weight", "trigger words", "why", title=f"composition {composition.id}")
+    columns = "task", id_column("adapter"), "weight", "trigger words", "why"
+    table = Table(*columns, title=f"composition {composition.id}")
     for task in composition.tasks:
         if not task.choices:
             add_row(table, task.keyword, Text("the base model alone", "dim"))

@@ -8,7 +8,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stylus.cli.output import AsJson, BaseModelOption, add_row, interruptible, print_json, progress_bar, terminal
+from stylus.cli.output import (
+    AsJson,
+    BaseModelOption,
+    add_row,
+    id_column,
+    interruptible,
+    print_json,
+    progress_bar,
+    terminal,
+)
 from stylus.errors import InvalidInput
 from stylus.records import BaseModelFamily
 
@@ -85,7 +94,7 @@ def _row(card: "ReportCard", verdict: "Verdict") -> dict[str, Any]:
 
 def _show(rows: list[dict[str, Any]], wanted: bool) -> None:
     """All that were asked for, or those in trouble."""
-    table = Table("id", "weight", *NUMBERS, "agreement", "trouble")
+    table = Table(id_column("id"), "weight", *NUMBERS, "agreement", "trouble")
     for row in rows:
         if wanted or row["trouble"]:
             agreement = "-" if row["agreement"] is None else f"{row['agreement']:.2f}"
