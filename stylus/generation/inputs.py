@@ -5,6 +5,7 @@ nothing of the original file (position, camera) is kept.
 """
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 
@@ -107,7 +108,9 @@ def _multiple(side: float, multiple: int) -> int:
 
 def _flat(data: bytes, what: str, ground: str) -> Image.Image:
     """Upright, 8 bits a channel, and on that ground where it is transparent."""
-    image = ImageOps.exif_transpose(_opened(data, what))
+    image = _upright(_opened(data, what))
+    if image.mode == "LAB":  # Pillow makes no grey of it
+        return image.convert("RGB")
     if image.mode.startswith("I;16"):
         # Pillow would cut off what is above 255, so that nearly all became white
         return image.convert("I").point(lambda value: value / 256).convert("L")
@@ -117,6 +120,16 @@ def _flat(data: bytes, what: str, ground: str) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
     return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As its EXIF says; as it is stored where that is broken, which has nothing to do with the pixels."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whoever sent it can't be told from here
+            return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, TypeError, LookupError, struct.error):
+        return image
 
 
 def _opened(data: bytes, what: str) -> Image.Image:

@@ -26,11 +26,15 @@ def halves(mode: str = "RGB", size: tuple[int, int] = (40, 20)) -> Image.Image:
     return image.convert(mode)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1", "CMYK", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1", "CMYK", "I;16", "LAB"])
 def test_all_modes_become_rgb(mode: str) -> None:
-    image = Image.fromarray(np.full((20, 40), 40_000, np.uint16)) if mode == "I;16" else halves(mode)
-    cleaned = kept(clean_picture(file(image, "TIFF" if mode == "CMYK" else "PNG")))
+    image = Image.fromarray(np.full((20, 40), 40_000, np.uint16)) if mode == "I;16" else None
+    image = image or (Image.new("LAB", (40, 20), (255, 128, 128)) if mode == "LAB" else halves(mode))
+    data = file(image, "TIFF" if mode in ("CMYK", "LAB") else "PNG")
+    cleaned = kept(clean_picture(data))
     assert (cleaned.mode, cleaned.size) == ("RGB", (40, 20))
+    if mode == "LAB":
+        assert kept(clean_mask(data)).getextrema() == (255, 255)
 
 
 def test_sixteen_bits_of_grey_keep_their_shades() -> None:
@@ -56,6 +60,14 @@ def test_a_camera_that_was_held_upright() -> None:
     assert top[0] > 200 > bottom[0]
     assert b"at home" not in png
     assert not cleaned.getexif()
+
+
+@pytest.mark.parametrize("exif", [b"MM\0*", b"no TIFF at all", b"MM\0*\0\0\0\x08\0\x05short"])
+@pytest.mark.filterwarnings("error")
+def test_broken_exif_costs_no_picture(exif: bytes) -> None:
+    data = file(halves(), exif=exif)
+    assert kept(clean_picture(data)).getpixel((5, 5)) == (255, 0, 0)
+    assert kept(clean_mask(file(halves("L").point(lambda value: 255), exif=exif))).size == (40, 20)
 
 
 def test_what_is_transparent_is_white_in_pictures_and_kept_in_masks() -> None:
