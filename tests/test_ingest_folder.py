@@ -294,6 +294,15 @@ def test_a_name_that_is_not_utf8_is_reported(library: Library) -> None:
     name.encode()
 
 
+@pytest.mark.parametrize("place", [b"/caf\xe9", b"/caf\xe9/x.safetensors"])
+def test_a_folder_whose_own_name_is_not_utf8_is_refused(library: Library, place: bytes) -> None:
+    root = os.fsencode(library.root)
+    weights(Path(os.fsdecode(root + b"/caf\xe9/x.safetensors")))
+    with pytest.raises(InvalidInput, match="not UTF-8") as caught:
+        library.ingest(Path(os.fsdecode(root + place)))
+    str(caught.value).encode()
+
+
 def test_a_database_that_goes_away_midway_is_named_and_the_next_run_goes_on(library: Library) -> None:
     for number in range(130):
         weights(library.root / f"{number:03}.safetensors", number)

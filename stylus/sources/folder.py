@@ -77,11 +77,14 @@ def walk(root: Path, on_problem: OnProblem, on_progress: OnProgress | None = Non
     """
     try:
         root = root.expanduser().resolve()
+        str(root).encode()  # Postgres keeps no other names, and all below has this one in its path
         if not root.exists():
             raise InvalidInput(f"There is no folder {root}. Check the path, and whether its disk is mounted.")
         if root.is_file():
             beside = {path.name: path for path in root.parent.iterdir()}
             return Walk(root, (_weight_file(root, root.stat(), beside),), ())
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{_printable(root)}: its name or its folder's is not UTF-8. Rename it.") from error
     except (OSError, RuntimeError) as error:  # no right to look, a name too long, a link to itself, ~nobody
         raise InvalidInput(f"{_printable(root)} can't be looked at: {error}. Check the path and its rights.") from error
     files: list[WeightFile] = []
