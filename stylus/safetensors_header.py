@@ -68,7 +68,7 @@ class Header:
     def kind(self) -> Kind:
         """How the weight change is stored."""
         suffixes = {name.rpartition(".")[2] for name in self.shapes}
-        if "dora_scale" in suffixes or any(name.endswith("lora_magnitude_vector.weight") for name in self.shapes):
+        if "dora_scale" in suffixes or any(".lora_magnitude_vector" in name for name in self.shapes):
             return Kind.DORA
         if any(suffix.startswith("hada_") for suffix in suffixes):
             return Kind.LOHA

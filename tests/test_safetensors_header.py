@@ -91,6 +91,7 @@ def test_family(
         ({f"{KOHYA}.lokr_w1": (4, 4)}, Kind.LOKR),
         ({f"{KOHYA}.lora_down.weight": (4, 768), f"{KOHYA}.dora_scale": (320, 1)}, Kind.DORA),
         ({f"{DIFFUSERS}.lora_A.weight": (4, 768), f"{DIFFUSERS}.lora_magnitude_vector.weight": (320,)}, Kind.DORA),
+        ({f"{DIFFUSERS}.lora_A.weight": (4, 768), f"{DIFFUSERS}.lora_magnitude_vector": (320,)}, Kind.DORA),  # peft's
     ],
 )
 def test_kind(tmp_path: Path, shapes: dict[str, tuple[int, ...]], kind: Kind) -> None:

@@ -24,7 +24,7 @@ OnProblem = Callable[[Path, str], None]
 _MOST_TAGS_OF_TRAINING = 30
 _LONGEST_PATH = 2000
 """Bytes: Postgres has no index for texts of some thousands."""
-_READING = "2"
+_READING = "3"
 """Raised when files are read in another way, so that all are read again."""
 
 
