@@ -1,7 +1,7 @@
 """A request with every open field decided: what is drawn, at which weights, in which batches."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32
@@ -112,14 +112,7 @@ def settle(request: Request, loaded: LoadedPipeline, inputs: Inputs | None = Non
         inputs, note = fitted(inputs, request.width and width, request.height and height, kind.multiple)
         width, height = inputs.image.size
         notes += [note] if note else []
-    emphasised = composition.uncovered if request.emphasise else ()
-    words = []
-    for image in range(request.count):
-        # a negative weight takes away what the trigger words would ask for
-        on = (planned.weights[planned.image_of_row == image] > 0).any(axis=(0, 2))
-        chosen = [choice for choice, kept in zip(composition.choices, on, strict=True) if kept]
-        words.append(wording(composition.prompt, chosen, kind.reads, emphasised))
-    return Settled(
+    settled = Settled(
         width=width,
         height=height,
         steps=steps,
@@ -127,10 +120,23 @@ def settle(request: Request, loaded: LoadedPipeline, inputs: Inputs | None = Non
         strength=request.strength or loaded.defaults.strength,
         masks=masks,
         schedule=planned,
-        prompts=[word.text for word in words],
-        windows=[kind.windows(word.text, request.negative_prompt) for word in words],
+        prompts=(),
+        windows=(),
         inputs=inputs,
         hires=request.hires,
+        notes=(),
+    )
+    emphasised = composition.uncovered if request.emphasise else ()
+    words = []
+    for image in range(request.count):
+        weights = settled.weights(image)  # without those whose turn comes in no step that is run
+        # a negative weight takes away what the trigger words would ask for
+        chosen = [choice for choice in composition.choices if weights.get(choice.adapter_id, 0) > 0]
+        words.append(wording(composition.prompt, chosen, kind.reads, emphasised))
+    return replace(
+        settled,
+        prompts=[word.text for word in words],
+        windows=[kind.windows(word.text, request.negative_prompt) for word in words],
         notes=[[*notes, word.note] if word.note else notes for word in words],
     )
 

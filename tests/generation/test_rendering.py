@@ -339,17 +339,20 @@ def same(a: list[Rendered], b: list[Rendered]) -> bool:
 
 def test_a_turn_that_is_not_run_is_not_recorded_and_told(generator: Generator, adapters: dict[str, Adapter]) -> None:
     """Image translation runs the last steps: an adapter whose turn comes before them has no part in the picture."""
-    composition = tiny.composition({"attention": 0.6}, {"locon": 0.7})
+    words = {"attention": "zzz", "locon": "qqq"}
+    composition = tiny.composition({"attention": 0.6}, {"locon": 0.7}, words=words)
     asked = request(
         composition=composition, method=Method.SWITCH, switch_every=4, steps=8, image="0" * 64, strength=0.5, count=1
     )
     (image,) = generator.render(asked, adapters, inputs=Inputs(RAMP))
     assert {id: round(weight, 3) for id, weight in image.adapters.items()} == {"test:locon": 0.7}
     assert any("No turn came for test:attention: 4 steps are run" in note for note in image.notes)
+    assert image.prompt == "a cat, qqq"
     few = asked.model_copy(update={"image": None, "strength": None, "steps": 3})
     (image,) = generator.render(few, adapters)
     assert list(image.adapters) == ["test:attention"]
     assert any("No turn came for test:locon: 3 steps are run" in note for note in image.notes)
+    assert image.prompt == "a cat, zzz"
     assert image.provenance["notes"] == list(image.notes)
 
 
