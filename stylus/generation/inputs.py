@@ -70,7 +70,7 @@ def fitted(inputs: Inputs, width: int | None, height: int | None, multiple: int)
     """Picture and mask at the size that is drawn, and a note where that is not what came.
 
     Without a size the picture keeps its own, scaled down to at most 2048 pixels a side, and cut to multiples of
-    `multiple`."""
+    `multiple`. Raises InvalidInput where that leaves nothing white of the mask."""
     image, mask = inputs.image, inputs.mask
     if width is None and height is None:
         shrunk = min(1.0, LONGEST_SIDE / max(image.size))
@@ -87,6 +87,11 @@ def fitted(inputs: Inputs, width: int | None, height: int | None, multiple: int)
     if mask is not None:
         # to the image first, so that both are cut alike
         mask = ImageOps.fit(mask.resize(image.size, Image.Resampling.NEAREST), size, Image.Resampling.NEAREST)  # type: ignore[arg-type]
+        if mask.getextrema() == (0, 0):
+            raise InvalidInput(
+                f"nothing that is white in the mask is left at {width}x{height}, to which it was scaled and cut: "
+                "paint more of it white, or cut the image yourself."
+            )
     return Inputs(shown, mask), note
 
 
@@ -97,9 +102,11 @@ def pixels(image: Image.Image) -> Tensor:
 
 
 def mask_latents(mask: Image.Image, height: int, width: int) -> Tensor:
-    """[1, 1, height, width] of 0 and 1, at the size of the latents."""
+    """[1, 1, height, width] of 0 and 1, at the size of the latents; something of it is 1."""
     array = torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255).round()[None, None]
-    return torch.nn.functional.interpolate(array, size=(height, width))
+    # diffusers looks at one pixel for each latent: a thin line can lie between them all
+    nearest = torch.nn.functional.interpolate(array, size=(height, width))
+    return nearest if nearest.any() else torch.nn.functional.adaptive_max_pool2d(array, (height, width))
 
 
 def _multiple(side: float, multiple: int) -> int:

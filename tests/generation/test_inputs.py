@@ -144,6 +144,17 @@ def test_a_mask_of_other_proportions() -> None:
         Inputs(halves(), Image.new("L", (20, 20), 255))
 
 
+def test_what_is_white_is_not_lost_in_silence() -> None:
+    """Both masks came out black, so that nothing was drawn and nobody told."""
+    line = Image.new("L", (64, 64), 0)
+    line.paste(255, (10, 0, 14, 64))
+    assert mask_latents(line, 8, 8)[0, 0, 0].tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
+    edge = Image.new("L", (102, 70), 0)
+    edge.paste(255, (0, 69, 102, 70))
+    with pytest.raises(InvalidInput, match="left at 96x64"):
+        fitted(Inputs(Image.new("RGB", (102, 70)), edge), None, None, 8)
+
+
 def test_mask_and_picture_are_cut_alike() -> None:
     """The mask marks the red half, and does so after both were cut to a square."""
     mask = Image.new("L", (40, 20))
