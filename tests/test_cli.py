@@ -84,6 +84,12 @@ def test_an_option_that_would_be_ignored_is_refused(arguments: str, option: str,
         app(arguments.split(), standalone_mode=False)
 
 
+@pytest.mark.parametrize("arguments", ["weight --forget", "weight pocket:star 0.5 --forget", "pair --forget"])
+def test_nothing_is_forgotten_that_was_not_named(arguments: str) -> None:
+    with pytest.raises(InvalidInput, match=f"`stylus {arguments.split()[0]}` shows"):
+        app(arguments.split(), standalone_mode=False)
+
+
 def test_version(shell: Shell) -> None:
     assert shell("--version").stdout.strip() == metadata.version("stylus-adapters")
 
@@ -100,6 +106,7 @@ def test_errors_are_sentences_with_exit_code_one(shell: Shell) -> None:
         (["generate", "--composition", "unknown"], "`stylus compose`"),
         (["generate", "--composition", "unknown", "-a", "pocket:star"], "new weight"),
         (["search", "star", "--limit", "0"], "limit"),
+        (["weight", "pocket:nothing"], "pocket:nothing"),
     ):
         ran = shell(*arguments)
         assert ran.returncode == 1, (arguments, ran.stdout, ran.stderr)

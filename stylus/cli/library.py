@@ -185,12 +185,15 @@ def weight(
 
     if id is not None and id.startswith("-"):
         raise typer.BadParameter(f"No such option: {id}")
+    if forget and (id is None or value is not None):
+        raise InvalidInput("Pass --forget with an adapter and no weight; `stylus weight` shows those that were set.")
     with Stylus() as stylus:
         if id is not None and forget:
             stylus.preferences.forget_weight(id)
-        elif id is not None and value is not None:
+        elif id is not None:
             stylus.catalog.require([id])
-            stylus.preferences.set_weight(id, value)
+            if value is not None:
+                stylus.preferences.set_weight(id, value)
         weights = stylus.preferences.weights(None if id is None else [id])
     if as_json:
         print_json(weights)
@@ -214,6 +217,8 @@ def pair(
 
     if (first is None) != (second is None):
         raise InvalidInput("Pass both adapters of a pair, or none to see the pairs there are.")
+    if first is None and forget:
+        raise InvalidInput("Pass the two adapters that may meet again; `stylus pair` shows the pairs there are.")
     with Stylus() as stylus:
         if first is not None and second is not None:
             if forget:
