@@ -1,6 +1,7 @@
 """Cards as JSON lines: strict line by line, and an export that comes back as it went."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,21 @@ def test_no_file_is_a_sentence(tmp_path: Path) -> None:
         read(tmp_path / "absent.jsonl")
     with pytest.raises(StorageError, match="can't be written"):
         write([], tmp_path / "absent" / "x.jsonl")
+
+
+def test_an_export_replaces_files_only(tmp_path: Path) -> None:
+    """As root `stylus export /dev/null` left a list of cards in its place."""
+    pipe, other, link = tmp_path / "pipe", tmp_path / "real.jsonl", tmp_path / "link.jsonl"
+    os.mkfifo(pipe)
+    with pytest.raises(StorageError, match="is a device"):
+        write([], pipe)
+    assert pipe.is_fifo()
+    other.write_text("before")
+    (tmp_path / "real.jsonl.new").write_text("a file of somebody's own")
+    link.symlink_to(other)
+    assert write([], link) == 0
+    assert (link.is_symlink(), other.read_text()) == (True, "")
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "real.jsonl", "real.jsonl.new", "link.jsonl"}
 
 
 def test_an_export_comes_back_as_it_went(

@@ -71,6 +71,8 @@ def read_bytes(location: str) -> bytes:
 def write_whole(path: Path, data: bytes) -> Path:
     """The file with that content, or as it was. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():  # which root could put the new file in place of
+        raise OSError(errno.EINVAL, "It is a device or a folder", str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:

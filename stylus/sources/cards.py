@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import re
+import secrets
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -67,7 +68,10 @@ def cards(path: Path, on_problem: OnProblem, *, may_fetch: Callable[[Card], bool
 
 def write(adapters: Iterable[tuple[Adapter, str]], path: Path) -> int:
     """Writes adapters with the hashes of their cards, all or nothing; returns how many. Raises StorageError."""
-    new, count = path.with_name(path.name + ".new"), 0
+    path = path.resolve()  # a link stays one
+    if path.exists() and not path.is_file():  # which root could put the new file in place of
+        raise StorageError(f"{path} is a device or a folder. Choose another place.")
+    new, count = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp"), 0
     try:
         with new.open("w", encoding="utf-8") as file:
             for adapter, digest in adapters:

@@ -1,5 +1,6 @@
 """Rows that share an image, second passes, long prompts, fusing, and what happens when memory or numbers give out."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -371,11 +372,13 @@ def test_previews_appear_while_it_draws(generator: Generator, adapters: dict[str
 
 
 def test_a_preview_that_can_not_be_written(generator: Generator, adapters: dict[str, Adapter], tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "file" / "now.png"):
-        (tmp_path / "file").touch()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "file" / "now.png", tmp_path / "pipe"):
         with pytest.raises(StorageError, match=r"preview can't be written.*name a \.png file"):
             generator.render(request(count=1, steps=10), adapters, preview=path)
-        assert sorted(file.name for file in tmp_path.iterdir()) == ["file"]
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_memory_that_runs_out_before_the_first_step(
