@@ -108,6 +108,13 @@ def test_no_file_is_a_sentence(tmp_path: Path) -> None:
         write([], tmp_path / "absent" / "x.jsonl")
 
 
+def test_a_file_whose_name_is_in_capitals(tmp_path: Path) -> None:
+    """Folders have such files too, and exports of them could not be read back."""
+    line = {"id": "file:1", "name": "x", "file": "/loras/X.SAFETENSORS"}
+    (found,), problems = read(lines(tmp_path / "x.jsonl", line))
+    assert (found.file, problems) == ("/loras/X.SAFETENSORS", {})
+
+
 def test_an_export_replaces_files_only(tmp_path: Path) -> None:
     """As root `stylus export /dev/null` left a list of cards in its place."""
     pipe, other, link = tmp_path / "pipe", tmp_path / "real.jsonl", tmp_path / "link.jsonl"

@@ -92,7 +92,7 @@ def _path(adapter: Adapter, family: BaseModelFamily) -> Path:
     if adapter.file is None:
         raise Problem("has no weight file on this machine", "download it first, or leave this adapter out")
     path = Path(adapter.file)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise Problem(
             f"ends in {path.suffix or 'nothing'!r}: only .safetensors files are read, since pickle files can run code",
             "convert it to .safetensors, or leave this adapter out",

@@ -120,7 +120,7 @@ def _card(content: Any) -> Card:
     if _OF_ADAPTERS & fields.keys():
         fields.setdefault(_CARD_HASH, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
     card = (Exported if _CARD_HASH in fields else Card).model_validate(fields)
-    if card.file is not None and not (card.file.endswith(".safetensors") and Path(card.file).is_absolute()):
+    if card.file is not None and not (card.file.lower().endswith(".safetensors") and Path(card.file).is_absolute()):
         raise ValueError(f"file {card.file[:100]!r} is no full path of a .safetensors file")
     for example in card.examples:
         if not re.match(r"https?://", example.image) and not _lies_beside(example.image, card.file):

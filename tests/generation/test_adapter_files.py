@@ -176,6 +176,13 @@ def test_missing_unreadable_or_of_another_kind(
     assert "SHA-256" in refusal(tiny.adapter("bad", path, sha256="0" * 64), models)
 
 
+def test_a_name_in_capitals(good: dict[str, Tensor], models: dict[str, nn.Module], tmp_path: Path) -> None:
+    """A folder's X.SAFETENSORS is in the catalog and chosen; here it was refused."""
+    path = tiny.write(tmp_path / "X.SAFETENSORS", good)
+    shapes = {component: GatedModel(model).shapes for component, model in models.items()}
+    assert read_adapter(tiny.adapter("loud", path), SD15, shapes).layers
+
+
 def test_another_sized_base_model(models: dict[str, nn.Module], tmp_path: Path) -> None:
     """An adapter for a UNet of the same layout but other widths: names fit, shapes don't."""
     tiny.write_pipeline(tmp_path / "wide", widths=(64, 96))
