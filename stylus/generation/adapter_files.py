@@ -123,7 +123,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise Problem(f"is corrupt or not a safetensors file ({error})") from error
     if not tensors:
         raise Problem("holds no tensors")
-    return tensors, metadata
+    return {key: _calculable(tensor) for key, tensor in tensors.items()}, metadata
+
+
+def _calculable(tensor: Tensor) -> Tensor:
+    """Floats of 8 bits, with which torch can't calculate, as bfloat16, which has all their values."""
+    return tensor.bfloat16() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
 def _as_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

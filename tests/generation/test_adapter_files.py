@@ -183,6 +183,21 @@ def test_a_name_in_capitals(good: dict[str, Tensor], models: dict[str, nn.Module
     assert read_adapter(tiny.adapter("loud", path), SD15, shapes).layers
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bits(dtype: torch.dtype, good: dict[str, Tensor], models: dict[str, nn.Module], tmp_path: Path) -> None:
+    """As adapters of Flux come; torch has no isfinite for them, which ended in a traceback."""
+    small = {key: tensor.to(dtype) for key, tensor in good.items()}
+    path, exact = tiny.write(tmp_path / "x.safetensors", small), {key: tensor.float() for key, tensor in small.items()}
+    shapes = {component: GatedModel(model).shapes for component, model in models.items()}
+    read = read_adapter(tiny.adapter("small", path), SD15, shapes).layers["unet"]
+    layer = key_of(good, "attn1_to_q.lora_down.weight")
+    change = read["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"]
+    assert isinstance(change, LowRank)
+    assert torch.equal(change.down.float(), exact[layer])
+    infinite = small | {layer: torch.full_like(good[layer], float("nan")).to(dtype)}
+    assert "NaN" in refusal(tiny.adapter("bad", tiny.write(path, infinite)), models)
+
+
 def test_another_sized_base_model(models: dict[str, nn.Module], tmp_path: Path) -> None:
     """An adapter for a UNet of the same layout but other widths: names fit, shapes don't."""
     tiny.write_pipeline(tmp_path / "wide", widths=(64, 96))
