@@ -141,9 +141,13 @@ def _as_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return tensors
     try:
         converted: dict[str, Tensor] = convert(dict(tensors))
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise Unsupported(f"can't be read as an adapter of Flux ({error})") from error
     return converted
+
+
+_ENDLESS = 1e30
+"""Beyond any alpha."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +162,14 @@ class _Alphas:
         config = self.configs.get(component) or self.configs.get("") or {}
         rank = rank or config.get("r") or 1
         alpha = config.get("lora_alpha", config.get("alpha", rank))
-        for pattern, value in (config.get("alpha_pattern") or {}).items():
+        patterns = config.get("alpha_pattern")
+        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
             # peft takes patterns as regular expressions; from strangers' files only plain suffixes are taken
             suffix = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
             if layer == suffix or layer.endswith("." + suffix):
                 alpha = value
-        if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-            raise Problem(f"has the alpha {alpha!r} in its configuration")
+        if not isinstance(alpha, (int, float)) or not abs(alpha) < _ENDLESS:  # nor NaN, nor an integer beyond floats
+            raise Problem(f"has the alpha {alpha!r:.40} in its configuration")
         return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
@@ -181,7 +186,7 @@ def _alphas(path: Path, metadata: Mapping[str, str]) -> _Alphas:
         if path.name == "adapter_model.safetensors" and beside.is_file():
             config = json.loads(beside.read_text("utf-8"))
             return _Alphas({"": config if isinstance(config, dict) else {}})
-    except (ValueError, AttributeError, OSError) as error:
+    except (ValueError, AttributeError, OSError, RecursionError) as error:
         raise Problem(f"has a configuration that is not JSON ({error})") from error
     return _Alphas({})
 
@@ -215,6 +220,8 @@ def _change(parts: Parts, shape: LayerShape, family: BaseModelFamily, scale: Cal
     key = next(iter(parts.values()))[0]
 
     def scaled(rank: int | None) -> float:
+        if rank == 0:
+            raise Problem(f"has rank 0 in {key!r}", "leave this adapter out")
         if "alpha" not in given or rank is None:
             # LyCORIS ignores the alpha of a LoKr whose factors are both whole
             return scale(rank)

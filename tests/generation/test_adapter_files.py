@@ -59,6 +59,7 @@ def rename(ending: str, new: str) -> Change:
     return apply
 
 
+HADA = ("1_a", "1_b", "2_a", "2_b")
 DAMAGE: dict[str, tuple[Change, str]] = {
     "NaN": (change("lora_up.weight", lambda t: t * float("nan")), "NaN"),
     "infinite alpha": (change(".alpha", lambda t: t * float("inf")), "NaN or infinity"),
@@ -69,6 +70,13 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "rank 0": (change("lora_down.weight", lambda t: t[:0]), "another base model|rank 0"),
     "vector": (change("lora_down.weight", lambda t: t[0]), "another base model"),
     "two alphas": (change(".alpha", lambda t: t.repeat(2)), "2 numbers"),
+    "LoHa of rank 0": (
+        lambda tensors: tensors.update(
+            {f"lora_unet_conv_out.hada_w{n}": torch.ones(4, 0) if n[-1] == "a" else torch.ones(0, 288) for n in HADA}
+            | {"lora_unet_conv_out.alpha": torch.tensor(1.0)}
+        ),
+        "rank 0",
+    ),
     "unknown key": (rename(".alpha", "something.else"), "unknown key 'something.else'"),
     "SDXL": (rename("lora_down.weight", "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"), "for SDXL"),
     "Flux": (rename("lora_down.weight", "transformer.double_blocks.0.x.lora_A.weight"), "for Flux"),
@@ -215,10 +223,22 @@ def test_bad_configuration(models: dict[str, nn.Module], tmp_path: Path) -> None
     path = tiny.write(tmp_path / "adapter_model.safetensors", tensors)
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": "loud"}')
     assert "alpha 'loud'" in refusal(tiny.adapter("bad", path), models)
-    (tmp_path / "adapter_config.json").write_text("{")
-    assert "not JSON" in refusal(tiny.adapter("bad", path), models)
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 1' + "0" * 400 + "}")
+    assert "alpha 1000" in refusal(tiny.adapter("bad", path), models)
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "adapter_config.json").write_text(text)
+        assert "not JSON" in refusal(tiny.adapter("bad", path), models)
+    (tmp_path / "adapter_config.json").write_text('{"alpha_pattern": [1]}')
+    shapes = {component: GatedModel(model).shapes for component, model in models.items()}
+    assert read_adapter(tiny.adapter("odd", path), SD15, shapes).scale == 1
     odd = tiny.write(tmp_path / "odd.safetensors", tensors, {"lora_adapter_metadata": "[1]"})
     assert "not JSON" in refusal(tiny.adapter("bad", odd), models)
+
+
+def test_what_the_converter_of_flux_can_not_read(models: dict[str, nn.Module], tmp_path: Path) -> None:
+    path = tiny.write(tmp_path / "x.safetensors", {"double_blocks.processor.x": torch.ones(4, 32)})
+    with pytest.raises(UnsupportedAdapter, match="Flux"):
+        read_adapter(tiny.adapter("odd", path, base_model=None), BaseModelFamily.FLUX, {})
 
 
 def test_peft_patterns_and_rank_stabilised_scale(models: dict[str, nn.Module], tmp_path: Path) -> None:
