@@ -6,6 +6,7 @@ a picture writes its row, and deleting holds the table: so nothing is deleted in
 """
 
 import logging
+from functools import cache
 from typing import Any, Literal
 
 import fsspec
@@ -23,10 +24,13 @@ FRESH = "1 hour"
 AT_ONCE = 100
 """Pictures that are deleted in one transaction: uploads wait for it."""
 
-_UNMEASURED = "select id, record ->> 'location' from images where bytes is null and deleted_at is null limit 1000"
+_UNMEASURED = """
+select id, record ->> 'location' from images where bytes is null and deleted_at is null and id > %s
+order by id limit 1000
+"""
 _OVERDUE = f"""
 with kept as (
-    select 'image' as kind, id, bytes, created_at as at from images where deleted_at is null
+    select 'image' as kind, id, bytes, created_at as at from images where deleted_at is null and bytes is not null
     union all
     select 'picture', id, max(bytes), max(used_at) from pictures group by id
 ), ranked as (
@@ -104,16 +108,21 @@ class Retention:
         _remove(where)
 
     def _measure(self) -> None:
-        """Looks once how large each image's file is; one whose file somebody else took away is gone."""
+        """Looks once how large each image's file is; one whose file somebody else took away is gone. Where nothing at
+        all lies in its folder, as if the disk is not mounted, it is looked at again the next time."""
+        last = ""
+        there = cache(_holds_files)
         while True:
             with self._database.connection() as connection:
-                rows = connection.execute(_UNMEASURED).fetchall()
+                rows = connection.execute(_UNMEASURED, [last]).fetchall()
                 for id, where in rows:
                     query = "update images set bytes = %s, deleted_at = case when %s then now() end where id = %s"
                     size = _size(where)
-                    connection.execute(query, [size or 0, size is None, id])
+                    if size is not None or there(where.rpartition("/")[0]):
+                        connection.execute(query, [size or 0, size is None, id])
             if not rows:
                 return
+            last = rows[-1][0]
 
 
 def _size(where: str) -> int | None:
@@ -125,6 +134,16 @@ def _size(where: str) -> int | None:
         return None
     except OSError as error:
         raise StorageError(f"the size of {where} can't be read: {reason(error)}") from error
+
+
+def _holds_files(folder: str) -> bool:
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    try:
+        return bool(filesystem.ls(path, detail=False))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StorageError(f"{folder} can't be looked at: {reason(error)}") from error
 
 
 def _remove(where: str) -> None:

@@ -169,6 +169,23 @@ def test_files_that_are_gone_already_are_no_obstacle_and_others_are_told(
     assert [one.id for one in store.retention(keep_days=7.0).apply()] == ["later"]
 
 
+@pytest.mark.parametrize("left", ["no folder", "an empty folder"])
+def test_nothing_is_gone_while_the_store_is_not_there(store: Store, left: str) -> None:
+    """An unmounted disk made every new picture a deleted one for good, even by --dry-run."""
+    store.image("new")
+    store.image("old", age=2 * WEEK)
+    store.folder.rename(store.folder.with_name("elsewhere"))
+    if left == "an empty folder":
+        store.folder.mkdir()
+    retention = store.retention(keep_days=7.0)
+    assert retention.overdue() == retention.apply() == []
+    if left == "an empty folder":
+        store.folder.rmdir()
+    store.folder.with_name("elsewhere").rename(store.folder)
+    assert store.history.image("new").id == "new"
+    assert [one.id for one in retention.apply()] == ["old"]
+
+
 def test_many_go_in_steps(store: Store) -> None:
     for number in range(AT_ONCE + 5):
         store.image(f"image{number}", age=2 * WEEK)
