@@ -45,9 +45,13 @@ class Settings(BaseSettings):
     offload: bool = Field(False, description="keep only the model at work on the GPU (accelerate's CPU offload)")
     vae_tiling: bool = Field(False, description="decode large pictures in tiles: less memory, faint seams")
     compile: bool = Field(False, description="torch.compile the denoiser: minutes at the first picture, faster after")
-    adapter_cache_gb: float = Field(2.0, gt=0, description="adapters kept on the device, and as much in main memory")
-    keep_days: float | None = Field(None, gt=0, description="older pictures are deleted; unset: none")
-    keep_gb: float | None = Field(None, gt=0, description="the oldest pictures on top of so many GB are deleted")
+    adapter_cache_gb: float = Field(
+        2.0, gt=0, le=1e6, description="adapters kept on the device, and as much in main memory"
+    )
+    keep_days: float | None = Field(None, gt=0, le=1e6, description="older pictures are deleted; unset: none")
+    keep_gb: float | None = Field(
+        None, gt=0, le=1e6, description="the oldest pictures on top of so many GB are deleted"
+    )
     content_filter: ContentFilter = Field(
         ContentFilter.OFF, description="off, flag or block pictures made with adapters rated mature"
     )

@@ -188,6 +188,14 @@ def test_a_wrong_database_url_is_refused_without_a_word_of_it(monkeypatch: pytes
     assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.parametrize("name", ["STYLUS_KEEP_DAYS", "STYLUS_KEEP_GB", "STYLUS_ADAPTER_CACHE_GB"])
+@pytest.mark.parametrize("value", ["inf", "1e300", "nan", "0"])
+def test_numbers_that_nothing_can_be_counted_with(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=name):
+        Settings.read()
+
+
 def test_an_empty_setting_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT" if name == "otlp_endpoint" else f"STYLUS_{name.upper()}", "")
