@@ -112,11 +112,14 @@ def settle(request: Request, loaded: LoadedPipeline, inputs: Inputs | None = Non
         inputs, note = fitted(inputs, request.width and width, request.height and height, kind.multiple)
         width, height = inputs.image.size
         notes += [note] if note else []
+    guidance = loaded.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    if request.negative_prompt and kind.guided(guidance, request.negative_prompt) is None:
+        notes += [f"The negative prompt is not read at a guidance scale of {guidance:g}: ask for more than 1."]
     settled = Settled(
         width=width,
         height=height,
         steps=steps,
-        guidance_scale=loaded.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        guidance_scale=guidance,
         strength=request.strength or loaded.defaults.strength,
         masks=masks,
         schedule=planned,

@@ -116,6 +116,7 @@ def test_guidance_and_steps(
     fields = {"count": 1, "guidance_scale": guidance_scale, "steps": steps, "negative_prompt": "a dog"}
     (rendered,) = generator.render(request(**fields), adapters)
     assert rendered.provenance["guidance_scale"] == guidance_scale
+    assert any("negative prompt is not read" in note for note in rendered.notes) == (guidance_scale <= 1)
     assert rendered.image.size == (64, 64)
 
 
