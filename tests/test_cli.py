@@ -77,6 +77,8 @@ def test_ingest_search_compose_generate(shell: Shell) -> None:
         ("generate --composition x --base-model sd15", "--base-model", "--composition"),
         ("generate --composition x -a pocket:star=1 --policy none", "--policy", "--composition"),
         ("generate --composition x --normalise", "--normalise", "--composition"),
+        ("generate star --repeat-masks", "--repeat-masks", "--masks all"),
+        ("generate star --method composite --switch-every 2", "--switch-every", "--method composite"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(arguments: str, option: str, beside: str) -> None:

@@ -155,6 +155,10 @@ def generate(
         _refuse(context, "--composition", "base_model", "policy", "normalise")
     elif adapter:
         _refuse(context, "--adapter", "policy")
+    if masks is not MaskMode.SAMPLE:
+        _refuse(context, f"--masks {masks}", "repeat_masks")
+    if method is not Method.SWITCH:
+        _refuse(context, f"--method {method}", "switch_every")
     with Stylus() as stylus, progress_bar() as bar, interruptible(bar) as on_progress:
         if composition_id is not None:
             composition = stylus.history.reweighed(composition_id, _picks(adapter))
