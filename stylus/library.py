@@ -174,6 +174,8 @@ def _finding(what: str, adapters: Sequence[tuple[str, str]], mend: str) -> Findi
 
 
 def _nearest_folder(files: Sequence[str]) -> Path:
-    """The folder that all files lay in, or the one above it that is still there."""
+    """The folder that all files lay in, or the one above it that is still there; FOLDER where that is the root, of
+    which nobody wants all."""
     folder = Path(os.path.commonpath([Path(file).parent for file in files]) if files else "FOLDER")
-    return next((parent for parent in (folder, *folder.parents) if parent.exists()), folder) if files else folder
+    there = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder) if files else folder
+    return Path("FOLDER") if there == Path(there.anchor) else there

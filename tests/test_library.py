@@ -148,3 +148,12 @@ def test_the_command_shows_what_was_found(
     findings = json.loads(CliRunner().invoke(app, ["doctor", "--library", "--deep", "--json"]).stdout)
     assert {f["what"]: f["names"] for f in findings if f["count"]}["suspicious"] == ["[b]ad"]
     assert "[b]ad" in CliRunner().invoke(app, ["doctor", "--library"]).output
+
+
+def test_nobody_is_sent_to_read_the_whole_disk(database: Database, tmp_path: Path) -> None:
+    """Files of two disks have the root in common, which was the folder to ingest."""
+    places = ("/no-such-disk/a.safetensors", str(tmp_path / "b.safetensors"))
+    Catalog(database).add([Adapter(id=f"file:{n}", name="gone", file=place) for n, place in enumerate(places)])
+    [missing] = [finding for finding in examine_library(database) if finding.what == "missing files"]
+    assert missing.count == 2
+    assert missing.mend.endswith("stylus ingest folder FOLDER")
