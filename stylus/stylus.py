@@ -266,8 +266,11 @@ class Stylus:
         that are not here yet are fetched from their source before; with `preview`, a rough picture is written there
         every few steps.
 
-        Raises AdapterFileError, CheckpointError, GenerationError or StorageError; Cancelled if `on_progress` raises it.
+        Raises AdapterFileError, CheckpointError, GenerationError or StorageError; Cancelled if `on_progress` raises it;
+        InvalidInput for `options` beside a Request, which has its own.
         """
+        if isinstance(what, Request) and options:
+            raise InvalidInput(f"{', '.join(options)} would change nothing of a Request: pass one with other fields.")
         request = what if isinstance(what, Request) else self.request(what, **options)
         return self.pictures.generate(request, on_progress, job_id, preview)
 

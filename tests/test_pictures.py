@@ -124,6 +124,12 @@ def test_a_store_that_can_not_be_written_is_found_before_anything_is_drawn(
         assert not seen
 
 
+def test_options_beside_a_request_are_refused(stylus: Stylus) -> None:
+    """They were ignored: one picture came where four were asked for."""
+    with pytest.raises(InvalidInput, match="count, seed would change nothing"):
+        stylus.generate(stylus.request(COMPOSITION, steps=3), count=4, seed=1)
+
+
 def test_a_replay_says_what_differs(stylus: Stylus, tmp_path: Path) -> None:
     record = stylus.generate(COMPOSITION, seed=3, steps=3, count=2)[1]
     assert stylus.pictures.replay(record.location).same
