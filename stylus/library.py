@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ MOST_MAGNITUDE = 100.0
 FEWEST_LAYERS = 4
 """An adapter that changes fewer was cut off, or made as a joke."""
 
+_NO_FACTOR = re.compile(r"alpha$|dora_scale$|lora_magnitude_vector")
+"""Tensors that may be large: DoRA has the norms of whole layers, under peft's name too."""
 _SHOWN = 5
 _CHECKED = "file check: "
 """How the quality flags begin that are set here: those of a vision model stay as they are."""
@@ -145,7 +148,7 @@ def fault_of(path: Path) -> str | None:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_tensor(name)
-                if not tensor.numel() or not tensor.is_floating_point() or name.endswith(("alpha", "dora_scale")):
+                if not tensor.numel() or not tensor.is_floating_point() or _NO_FACTOR.search(name):
                     continue
                 low, high = (float(end) for end in tensor.float().aminmax())
                 if not math.isfinite(low) or not math.isfinite(high):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from stylus.catalog import Catalog
@@ -126,6 +126,13 @@ def test_files_that_cant_be_right_are_flagged_until_they_are_mended(database: Da
 def test_faults_of_tensors(tmp_path: Path, made: dict[str, float], says: str | None) -> None:
     fault = fault_of(weights(tmp_path / "x.safetensors", **made))  # type: ignore[arg-type]
     assert fault is None if says is None else says in str(fault)
+
+
+@pytest.mark.parametrize("name", ["dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight"])
+def test_norms_of_layers_may_be_large(tmp_path: Path, name: str) -> None:
+    path = weights(tmp_path / "x.safetensors")
+    save_file(load_file(path) | {f"{LAYER.format(0)}.{name}": np.full(320, 150, np.float16)}, path)
+    assert fault_of(path) is None
 
 
 def test_a_file_that_was_cut_short_or_is_gone_is_a_fault(tmp_path: Path) -> None:
