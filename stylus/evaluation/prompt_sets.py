@@ -84,7 +84,7 @@ def _parti(text: str) -> Iterator[EvaluationPrompt]:
 
 
 def _jsonl(text: str) -> Iterator[EvaluationPrompt]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # JSON may hold other ends of lines in its texts
         if line.strip():
             try:
                 yield EvaluationPrompt.model_validate_json(line)

@@ -113,6 +113,8 @@ def test_plain_lists_and_jsonl(tmp_path: Path) -> None:
     rich = tmp_path / "list.jsonl"
     rich.write_text('{"text": "a corgi", "category": "dogs", "concepts": ["corgi"]}\n')
     assert load_prompts(rich)[0].concepts == ("corgi",)
+    rich.write_text('{"text": "a corgi\u2028a cat"}\n\n{"text": "a dog"}', encoding="utf-8")
+    assert [prompt.text for prompt in load_prompts(rich)] == ["a corgi\u2028a cat", "a dog"]
 
 
 @pytest.mark.parametrize(
