@@ -92,6 +92,11 @@ def test_nothing_is_forgotten_that_was_not_named(arguments: str) -> None:
         app(arguments.split(), standalone_mode=False)
 
 
+def test_no_arms_are_not_taken_for_the_base_alone(shell: Shell) -> None:
+    ran = shell("evaluate", "pocket", "--arms", ",")
+    assert (ran.returncode, "There is no arm ''" in ran.stderr) == (1, True)
+
+
 def test_version(shell: Shell) -> None:
     assert shell("--version").stdout.strip() == metadata.version("stylus-adapters")
 

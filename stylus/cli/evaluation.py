@@ -181,7 +181,7 @@ def _arms(names: str | None, settings: "Settings") -> tuple[list["Arm"], dict[st
     from stylus.records import Policy
 
     if names is not None:
-        return [Arm.parse(name.strip()) for name in names.split(",") if name.strip()], {}
+        return [Arm.parse(name.strip()) for name in names.split(",")], {}
     chosen = [arm for arm in ARMS if settings.reranker or arm.policy is not Policy.RERANKER]
     why = "STYLUS_RERANKER is not set."
     return chosen, {arm.name: why for arm in ARMS if arm not in chosen}
