@@ -74,6 +74,7 @@ WITH stalled AS (
 )
 SELECT id, procrastinate_retry_job_v2(id, now(), NULL, NULL, NULL) FROM stalled
 """
+_HELD = "SELECT FROM procrastinate_jobs WHERE id = %(id)s AND worker_id = %(worker_id)s"
 
 
 class Renderer(Protocol):
@@ -91,7 +92,7 @@ class _HandedBack(Cancelled):
 
 class OwnFirst(JobManager):  # type: ignore[misc]  # procrastinate is read as untyped
     """Takes a job for the checkpoint of the last one, if there is any, since that one is in memory; now and then
-    whatever is first, so that nobody waits for ever."""
+    whatever is first, so that nobody waits for ever. Ends and gives back its own jobs only."""
 
     def __init__(self, connector: Any) -> None:
         super().__init__(connector)
@@ -108,6 +109,19 @@ class OwnFirst(JobManager):  # type: ignore[misc]  # procrastinate is read as un
         if job is not None and job.task_name == TASK:
             self._own, self._taken = job.queue, 0
         return job
+
+    # Theirs match the id only: a worker that was taken for dead and goes on would take the job off the queue while
+    # another one works on it, and if that one ended too, nobody would ever do it.
+    async def finish_job(self, job: Job, *args: Any, **kwargs: Any) -> None:
+        if await self._holds(job):
+            await super().finish_job(job, *args, **kwargs)
+
+    async def retry_job(self, job: Job, *args: Any, **kwargs: Any) -> None:
+        if await self._holds(job):
+            await super().retry_job(job, *args, **kwargs)
+
+    async def _holds(self, job: Job) -> bool:
+        return bool(await self.connector.execute_query_all_async(_HELD, id=job.id, worker_id=job.worker_id))
 
 
 class Worker:

@@ -269,8 +269,16 @@ def test_an_outdated_attempt_stops_and_changes_nothing(jobs: Jobs, painter: Pain
         until(lambda: jobs.get(job.id).progress.done > 0)
         with database.connection() as connection:  # another worker begins the same job
             connection.execute('update jobs set attempt = attempt + 1, progress = \'{"stage": "theirs"}\'')
+            connection.execute(
+                "with other as (insert into procrastinate_workers (last_heartbeat) "
+                "values (now() + interval '1 hour') returning id) "
+                "update procrastinate_jobs set worker_id = other.id from other"
+            )
         time.sleep(0.5)
         stands = jobs.get(job.id)
+        with database.connection() as connection:
+            on_queue = connection.execute("select status from procrastinate_jobs").fetchall()
+    assert on_queue == [("doing",)]  # if the other one ends, a third one finds it
     assert (stands.status, stands.progress.stage) == (JobStatus.RUNNING, "theirs")
 
 
