@@ -34,8 +34,7 @@ def tool(
 
 def slim(schema: dict[str, Any]) -> dict[str, Any]:
     """A tool's input schema with types in place, without titles, and with optional arguments merely not required."""
-    short: dict[str, Any] = _inlined(schema, {})
-    short["properties"] = {name: _optional(property) for name, property in short["properties"].items()}
+    short: dict[str, Any] = _without_null(_inlined(schema, {}))
     return short
 
 
@@ -51,10 +50,7 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
             target = {key: value for key, value in target.items() if key != "description"}
         schema = target | {key: value for key, value in schema.items() if key != "$ref"}
     kept = {key: value for key, value in schema.items() if key != "$defs" and not (key == "title" and _is_text(value))}
-    short = {key: _inlined(value, definitions) for key, value in kept.items()}
-    if "properties" in short and short.get("type") == "object":
-        short["properties"] = {name: _optional(part) for name, part in short["properties"].items()}
-    return short
+    return {key: _inlined(value, definitions) for key, value in kept.items()}
 
 
 def _is_text(value: Any) -> bool:
@@ -62,9 +58,20 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _without_null(schema: Any) -> Any:
+    """What is asked for, at any depth: who does not want to say anything leaves the argument away. Not for results,
+    which do say null."""
+    if isinstance(schema, list):
+        return [_without_null(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    short = {key: _without_null(value) for key, value in schema.items()}
+    if "properties" in short and short.get("type") == "object":
+        short["properties"] = {name: _optional(part) for name, part in short["properties"].items()}
+    return short
+
+
 def _optional(schema: dict[str, Any]) -> dict[str, Any]:
-    """Without null: who does not want to say anything leaves the argument away. Results, which do say null, have no
-    default there and stay."""
     if schema.get("default", "") is not None or "anyOf" not in schema:
         return schema
     choices = [choice for choice in schema["anyOf"] if choice != {"type": "null"}]

@@ -3,14 +3,17 @@
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mcp import Client
 from mcp.types import CallToolResult
 
 from stylus.jobs import CLIENT_LIMIT
+from tests.fakes import Answer, ChatServer
 from tests.server import world
 from tests.server.conftest import Session, _until_it_answers, free_port
 from tests.server.test_stdio import SLOW, STAR
@@ -73,3 +76,37 @@ def test_a_caller_with_a_long_queue_is_told_how_many_are_ahead(impatient: Sessio
     *_, refused = sorted(impatient.run(crowd), key=lambda result: result.is_error)
     assert refused.is_error
     assert f"busy, {CLIENT_LIMIT} of your own ahead" in text(refused)
+
+
+@pytest.fixture
+def thinking() -> Iterator[tuple[ChatServer, threading.Event]]:
+    """A language model that answers nobody before the event is set."""
+    answers = threading.Event()
+
+    def answer(_: Any) -> Answer:
+        answers.wait(30)
+        return Answer(arguments={"tasks": []})
+
+    with ChatServer(answer) as model:
+        yield model, answers
+        answers.set()
+
+
+@pytest.fixture
+def composing(thinking: tuple[ChatServer, threading.Event], database_url: str, tmp_path: Path) -> Iterator[Session]:
+    model = {"STYLUS_COMPOSER": "openai-chat:m", "OPENAI_BASE_URL": thinking[0].url, "OPENAI_API_KEY": "none"}
+    session = Session(
+        world.stdio(world.environment(database_url, tmp_path, tmp_path / "data") | model, [*SLOW, WAIT]), "auto"
+    )
+    yield session
+    session.close()
+
+
+def test_what_nobody_knows_the_price_of_is_a_valid_answer(
+    composing: Session, thinking: tuple[ChatServer, threading.Event]
+) -> None:
+    thinking[1].set()
+    for from_cache in (False, True):
+        # the client holds it to the tool's output schema
+        result = composing.call("compose_adapters", prompt="a star").structured_content
+        assert (result["usage"]["cost"], result["usage"]["from_cache"]) == (None, from_cache)
