@@ -6,6 +6,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+import anyio
+
 from server.audit import Audit
 from server.results import ImageResponses
 from stylus.errors import DatabaseUnavailable, StylusError
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 WAIT = 40.0
 """Seconds. Claude Desktop gives up on a call after about 60, whatever its progress says."""
+COMPOSING = 32
+"""Compositions at a time: each may ask a language model for a minute, and all other calls need threads too."""
 PATIENCE = 1.5
 """Seconds that a closing server waits for its worker to hand its job back. Clients kill a server after two."""
 
@@ -36,6 +40,7 @@ class Backend:
         self.shown = shown
         self.audit = Audit(settings)
         self.closing = threading.Event()
+        self.composing = anyio.CapacityLimiter(COMPOSING)
         self._lock = threading.Lock()
         self._opened: tuple[Stylus, Jobs] | None = None
         self._worker: threading.Thread | None = None

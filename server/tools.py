@@ -7,6 +7,7 @@ import time
 from typing import Annotated, Any, Literal
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 import mcp_types as types
 from mcp.server.mcpserver import Context
@@ -32,8 +33,10 @@ from stylus.records import (
     JobStatus,
     MaskMode,
     Method,
+    OnProgress,
     Pick,
     Policy,
+    Progress,
     Rating,
 )
 
@@ -80,7 +83,7 @@ def search_adapters(
     return SearchResult(matches=[results.found(match) for match in matches], note=note)
 
 
-def compose_adapters(
+async def compose_adapters(
     ctx: Caller,
     prompt: Prompt,
     base_model: Family = None,
@@ -96,18 +99,23 @@ def compose_adapters(
     """Splits a prompt into tasks and chooses the adapters and weights that render each, with reasons. Use it to see or
     show the choice before drawing. It draws nothing: pass composition_id to generate_image. Keywords left without an
     adapter are fine: the base model draws them."""
-    stylus = ctx.request_context.lifespan_context.stylus
-    composition = stylus.compose(
-        prompt,
-        base_model=base_model,
-        max_adapters=max_adapters,
-        temperature=temperature,
-        seed=seed,
-        policy=policy,
-    )
-    if caller := owner():
-        stylus.history.claim(composition.id, caller)
-    return results.composed(composition)
+    backend, caller, told = ctx.request_context.lifespan_context, owner(), _Told(ctx)
+
+    def compose() -> ComposeResult:
+        composition = backend.stylus.compose(
+            prompt,
+            base_model=base_model,
+            max_adapters=max_adapters,
+            temperature=temperature,
+            seed=seed,
+            policy=policy,
+            on_progress=_while_wanted(told),
+        )
+        if caller:
+            backend.stylus.history.claim(composition.id, caller)
+        return results.composed(composition)
+
+    return await anyio.to_thread.run_sync(compose, limiter=backend.composing)
 
 
 async def generate_image(
@@ -161,11 +169,13 @@ async def generate_image(
     asked = _digest({name: value for name, value in locals().items() if name not in ("ctx", "request_id")})
     backend, caller = ctx.request_context.lifespan_context, owner()
     require("generate")
+    end, told = time.monotonic() + backend.wait, _Told(ctx)
 
     def submit() -> JobRecord:
         if request_id is not None and (earlier := backend.jobs.find(request_id, caller)) is not None:
             return _same(earlier, request_id, asked)
-        composition = _composition(backend, prompt, composition_id, adapters, base_model, caller)
+        wanted = _while_wanted(told)
+        composition = _composition(backend, prompt, composition_id, adapters, base_model, caller, wanted)
         request = backend.stylus.request(
             composition,
             seed=seed,
@@ -184,9 +194,10 @@ async def generate_image(
         )
         return _same(backend.jobs.submit(request, request_id, owner=caller, asked=asked), request_id, asked)
 
-    started = await anyio.to_thread.run_sync(submit)
+    composes = prompt is not None and adapters is None
+    started = await anyio.to_thread.run_sync(submit, limiter=backend.composing if composes else None)
     try:
-        return await _followed(ctx, backend, started.id, caller)
+        return await _followed(told, backend, started.id, caller, end)
     except anyio.get_cancelled_exc_class():
         # The client does not want it any more; a server that stops leaves the job on the queue.
         if not backend.closing.is_set():
@@ -209,7 +220,7 @@ async def job(
     if action == "cancel":
         require("generate")
     if action == "wait":
-        return await _followed(ctx, backend, id, caller)
+        return await _followed(_Told(ctx), backend, id, caller, time.monotonic() + backend.wait)
     act = backend.jobs.cancel if action == "cancel" else backend.jobs.get
     return await anyio.to_thread.run_sync(lambda: results.job_result(act(id, caller), backend.shown))
 
@@ -221,9 +232,10 @@ def _composition(
     adapters: list[Pick] | None,
     base_model: BaseModelFamily | None,
     caller: str,
+    on_progress: OnProgress,
 ) -> Composition:
     if prompt is not None and composition_id is None:
-        composition = backend.stylus.compose(prompt, base_model=base_model, picks=adapters)
+        composition = backend.stylus.compose(prompt, base_model=base_model, picks=adapters, on_progress=on_progress)
         if caller:
             backend.stylus.history.claim(composition.id, caller)
         return composition
@@ -263,13 +275,13 @@ def _size(size: str | None) -> dict[str, int]:
     return sides
 
 
-async def _followed(ctx: Caller, backend: Backend, id: str, caller: str) -> types.CallToolResult:
-    """Waits for the job and passes its progress on. Raises ToolError if it failed.
+async def _followed(told: "_Told", backend: Backend, id: str, caller: str, end: float) -> types.CallToolResult:
+    """Waits for the job, until `end` on the clock of `time.monotonic`, and passes its progress on. Raises ToolError if
+    it failed.
 
     Looks at the job again and again from the event loop, so that waiting calls hold no thread each.
     """
-    end = time.monotonic() + backend.wait
-    pause, told = 0.05, _Told(ctx)
+    pause = 0.05
     while True:
         late = time.monotonic() >= end
         try:
@@ -282,7 +294,7 @@ async def _followed(ctx: Caller, backend: Backend, id: str, caller: str) -> type
                 raise ToolError(f"Job {id} failed: {record.error}")
             if record.status in FINISHED or late:
                 return await anyio.to_thread.run_sync(results.job_result, record, backend.shown)
-            await told.tell(record)
+            await told.tell(record.progress, results.progress_line(record))
         await anyio.sleep(pause)
         pause = min(0.25, pause * 1.2)
 
@@ -296,12 +308,22 @@ class _Told:
         self._value = -1.0
         self._at = 0.0
 
-    async def tell(self, record: JobRecord) -> None:
-        progress = record.progress
+    async def tell(self, progress: Progress, line: str) -> None:
         if self._stages[-1:] != [progress.stage]:
             self._stages.append(progress.stage)
         value = len(self._stages) - 1 + (progress.done / progress.total if progress.total else 0.0)
         if value <= self._value and time.monotonic() - self._at < SIGN_OF_LIFE:
             return
         self._value, self._at = max(value, self._value + 0.001), time.monotonic()
-        await self._ctx.report_progress(self._value, None, results.progress_line(record))
+        await self._ctx.report_progress(self._value, None, line)
+
+
+def _while_wanted(told: _Told) -> OnProgress:
+    """For work in a thread of anyio's that may take a minute, as asking a language model does: tells its progress, and
+    ends it once the client has cancelled the call."""
+
+    def on_progress(progress: Progress) -> None:
+        anyio.from_thread.check_cancelled()
+        anyio.from_thread.run(told.tell, progress, progress.stage)
+
+    return on_progress

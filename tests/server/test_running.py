@@ -4,20 +4,24 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from mcp import Client
 from mcp.types import CallToolResult
 
+from server.backend import COMPOSING
 from stylus.jobs import CLIENT_LIMIT
 from tests.fakes import Answer, ChatServer
 from tests.server import world
 from tests.server.conftest import Session, _until_it_answers, free_port
 from tests.server.test_stdio import SLOW, STAR
 from tests.server.test_tools import answer, text
+from tests.test_jobs import until
 
 WAIT = "0.5"
 """Seconds that a call waits here."""
@@ -110,3 +114,58 @@ def test_what_nobody_knows_the_price_of_is_a_valid_answer(
         # the client holds it to the tool's output schema
         result = composing.call("compose_adapters", prompt="a star").structured_content
         assert (result["usage"]["cost"], result["usage"]["from_cache"]) == (None, from_cache)
+
+
+def test_composing_tells_of_itself_and_is_part_of_the_wait(
+    composing: Session, thinking: tuple[ChatServer, threading.Event]
+) -> None:
+    told: list[str | None] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        told.append(message)
+        await asyncio.sleep(float(WAIT))
+        thinking[1].set()
+
+    arguments = {"prompt": "a star", "steps": 200}
+    result = composing.run(lambda client: client.call_tool("generate_image", arguments, progress_callback=on_progress))
+    assert told == ["composing"]
+    assert answer(result)["status"] == "running"
+
+
+@pytest.mark.parametrize("tool", ["compose_adapters", "generate_image"])
+def test_a_client_that_cancels_its_call_ends_the_composing(
+    composing: Session, thinking: tuple[ChatServer, threading.Event], tool: str, database_url: str
+) -> None:
+    model, answers = thinking
+
+    async def cancel_midway(client: Client) -> None:
+        call = asyncio.create_task(client.call_tool(tool, {"prompt": "a star"}))
+        while not model.requests:
+            await asyncio.sleep(0.02)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+    composing.run(cancel_midway)
+    time.sleep(1)  # the server hears of it, and looks ten times a second
+    answers.set()
+    assert not composing.call("compose_adapters", prompt="a moon").is_error
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("select prompt from compositions").fetchall() == [("a moon",)]
+
+
+def test_whoever_composes_leaves_threads_to_the_others(
+    composing: Session, thinking: tuple[ChatServer, threading.Event]
+) -> None:
+    model, answers = thinking
+
+    async def compose(client: Client) -> list[CallToolResult]:
+        prompts = [f"a star and {number} moons" for number in range(COMPOSING + 20)]
+        return await asyncio.gather(*(client.call_tool("compose_adapters", {"prompt": prompt}) for prompt in prompts))
+
+    crowd = threading.Thread(target=composing.run, args=(compose,))
+    crowd.start()
+    until(lambda: len(model.requests) >= COMPOSING, 60)
+    refused = composing.run(lambda client: client.call_tool("job", {"id": "none", "action": "status"}), timeout=10)
+    assert "No job" in text(refused)
+    answers.set()
+    crowd.join(60)
