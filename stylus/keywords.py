@@ -40,7 +40,7 @@ _LISTS = {
     "empty": """
         front part middle side top bottom end kind type group row style styles lot bunch pair couple set number
         variety""",
-    "adverbs": "together away apart alone forward backward again already same different own various",
+    "adverbs": "together away apart alone forward backward again already same different own various instead devoid",
     "binding": """
         sit sits sat stand stands stood lie lies lay lays laid hold holds held wear wears wore hang hangs hung show
         shows shown depict depicts contain contains feature features featuring depicting showing containing having
@@ -59,7 +59,11 @@ _WORDS = {name: frozenset(text.split()) for name, text in _LISTS.items()}
 # Verbs that bind a noun to its place are a short list: without a tagger "plays" could as well be a noun.
 _BOUNDS = FUNCTION_WORDS | _WORDS["praise"] | _WORDS["adverbs"] | _WORDS["binding"]
 _AUXILIARIES = frozenset({"is", "are", "was", "were", "be", "been", "being"})
-_NEGATIONS = frozenset({"no", "not", "without", "never", "cannot"})
+_NEGATIONS = frozenset({"no", "not", "without", "never", "cannot", "neither", "nor", "except", "lacking"})
+_PAIRS = frozenset({("instead", "of"), ("rather", "than"), ("devoid", "of")})
+_AFFIRMING = frozenset({"only", "just", "merely"})  # "not only a cat"
+_LIST = re.compile(r"(?:,\s*(?!(?:an?|the)\b)(?:[\w'’-]+\s+){0,2}[\w'’-]+){0,9},?\s+n?or\b", re.IGNORECASE)
+"""How what is denied goes on: "no text, watermark or logo". Without articles: "no hat, a cat or a dog" is open."""
 _ARTICLES = frozenset({"a", "an", "the", "any"})
 
 
@@ -157,6 +161,7 @@ def _phrases(prompt: str) -> Iterator[list[_Token]]:
     after_be = False  # an -ing or -ed form after "is" is a verb
     denied = False  # the next phrase, those after "or", and a verb's object
     article = False
+    before = ""
     for match in TOKEN.finditer(prompt):
         token = _Token(match.start(), match.end(), match[0].casefold(), match["noise"] is not None)
         gap, end = prompt[end : match.start()], match.end()
@@ -164,14 +169,19 @@ def _phrases(prompt: str) -> Iterator[list[_Token]]:
         if broken or token.bounds:
             if not denied:
                 yield from _cut(run, after_be, token.text == "of" and not broken)
-            denied = denied and not broken and (not run or token.text in _ARTICLES | {"or", "nor"})
+            denied = denied and (
+                (not broken and (not run or token.text in _ARTICLES | {"or", "nor"}))
+                or (gap.startswith(",") and _LIST.match(prompt, match.start() - len(gap)) is not None)
+            )
             run, after_be = [], False
         if not token.bounds:
             run.append(token)
         else:
             after_be = token.text in _AUXILIARIES
-            denied = denied or (token.denies and not article)  # but for "a no parking sign"
-        article = token.text in _ARTICLES
+            denies = token.denies or (before, token.text) in _PAIRS
+            denied = denied or (denies and not article)  # but for "a no parking sign"
+            denied = denied and token.text not in _AFFIRMING
+        article, before = token.text in _ARTICLES, token.text
     if not denied:
         yield from _cut(run, after_be, False)
 

@@ -39,6 +39,16 @@ from stylus.words import content_words, fold
         ("a dog that isn’t wearing a hat on a bed", ["dog", "bed"]),
         ("not a star but a heart", ["heart"]),
         ("a no parking sign", ["parking sign"]),
+        ("neither a cat nor a dog, a fox", ["fox"]),
+        ("not only a cat but also a dog", ["cat", "dog"]),
+        ("a cat instead of a dog", ["cat"]),
+        ("a cat rather than a dog", ["cat"]),
+        ("a dog instead and a cat", ["dog", "cat"]),
+        ("a street devoid of cars", ["street"]),
+        ("a beach without people, cars or dogs", ["beach"]),
+        ("no text, watermark, or logo, a fox", ["fox"]),
+        ("no text, a cat or a dog", ["cat", "dog"]),
+        ("no text, cat, dog", ["cat", "dog"]),
         ("", []),
         (" \n\t ", []),
         ("the of and", []),
@@ -50,7 +60,23 @@ def test_examples(prompt: str, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["a cat, ", "cat ", "a", "a-", "<", "<a ", "-", "é'", "best quality ", "cat\n", " ", "\u0301", "running "]
+    "unit",
+    [
+        "a cat, ",
+        "cat ",
+        "a",
+        "a-",
+        "<",
+        "<a ",
+        "-",
+        "é'",
+        "best quality ",
+        "cat\n",
+        " ",
+        "\u0301",
+        "running ",
+        "no a, ",
+    ],
 )
 def test_long_prompts_take_linear_time(unit: str) -> None:
     prompt = (unit * (100_000 // len(unit) + 1))[:100_000]
