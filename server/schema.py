@@ -9,7 +9,23 @@ from collections.abc import Callable
 from typing import Any
 
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp_types import ToolAnnotations
+
+
+class _Metadata(FuncMetadata):
+    """The SDK reads strings that are JSON, as some clients send lists and objects; but a prompt that is JSON, as people
+    write them for some models, is a text."""
+
+    texts: frozenset[str]
+    """Arguments that take nothing but a string."""
+
+    def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
+        parsed = super().pre_parse_json(data)
+        return {
+            name: data[name] if name in self.texts and isinstance(value, list | dict) else value
+            for name, value in parsed.items()
+        }
 
 
 def tool(
@@ -27,6 +43,8 @@ def tool(
         meta={"ui": {"resourceUri": page}} if page else None,
     )
     made.parameters = slim(made.parameters)
+    texts = {name for name, schema in made.parameters["properties"].items() if schema.get("type") == "string"}
+    made.fn_metadata = _Metadata(**dict(made.fn_metadata), texts=frozenset(texts))
     if made.fn_metadata.output_schema is not None:
         made.fn_metadata.output_schema = _inlined(made.fn_metadata.output_schema, {})
     return made

@@ -273,6 +273,11 @@ ERRORS = [
     ("compose_adapters", {"prompt": "star", "temperature": -1}, "greater than or equal to 0"),
     ("generate_image", {}, "Pass either prompt or composition_id"),
     ("generate_image", {"prompt": "star", "composition_id": "x"}, "Pass either prompt or composition_id"),
+    (
+        "generate_image",
+        {"prompt": '{"subject": "a star"}', "composition_id": "x"},
+        "Pass either prompt or composition_id",
+    ),
     ("generate_image", {"prompt": " \n "}, "The prompt is empty"),
     ("generate_image", {"prompt": "x" * 100_000}, "at most 10000 characters (given: 100,000 characters)"),
     ("generate_image", {"prompt": "star", "count": 0}, "greater than or equal to 1 (given: 0)"),
