@@ -220,6 +220,8 @@ class Catalog:
 
     def beginning(self, start: str, limit: int) -> list[str]:
         """At most `limit` ids that begin with `start`, in their order; of adapters that are not hidden."""
+        if "\0" in start:
+            return []  # Postgres can't even compare with it
         query = "select id from adapters where not hidden and starts_with(id, %s) order by id limit %s"
         with self._database.connection() as connection:
             return [id for (id,) in connection.execute(query, [start, limit])]

@@ -147,6 +147,7 @@ def test_arguments_of_templates_are_completed(session: Session) -> None:
     adapters, catalog, images = TEMPLATES
     assert completed(session, adapters, "id", "test:s") == ["test:slash/name", "test:star"]
     assert completed(session, adapters, "id", "%") == []
+    assert completed(session, adapters, "id", "\0") == []
     assert completed(session, catalog, "base_model", "sd") == ["sd15", "sdxl", "sd3"]
     assert completed(session, catalog, "category", "Sty") == ["style"]
     assert completed(session, images, "id", "") == []
