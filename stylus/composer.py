@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import re
 import threading
 import time
 from collections.abc import Coroutine, Sequence
@@ -166,9 +165,11 @@ class ModelComposer:
 
 def _from_text(text: str) -> Reply:
     """The reply of a model that writes JSON instead of calling the tool, as small local ones do."""
-    found = re.search(r"\{.*\}", text, re.DOTALL)
+    # no regular expression: for one of a megabyte of "{" it would hold the whole process for minutes
+    _, brace, rest = text.partition("{")
+    inside, end, _ = rest.rpartition("}")
     try:
-        return Reply.model_validate_json(found[0] if found else text)
+        return Reply.model_validate_json(brace + inside + end if end else text)
     except ValidationError as error:
         raise ModelRetry("Answer by calling the tool, with `tasks` and nothing else.") from error
 

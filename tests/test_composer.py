@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -215,6 +216,15 @@ def test_json_as_text_is_taken_too(openai: Any) -> None:
         draft = ModelComposer("openai-chat:fake", timeout=20).compose(PROMPT, MATCHES, Limits())
     assert (draft.composer, draft.usage.requests) == ("openai-chat:fake", 1)
     assert of(draft)["corgi"] == ["test:1"]
+
+
+def test_a_model_that_goes_round_in_circles_holds_nobody_up(openai: Any) -> None:
+    start = time.monotonic()
+    with ChatServer([Answer(text="{" * 200_000)]) as server:
+        openai(server)
+        draft = ModelComposer("openai-chat:fake").compose(PROMPT, MATCHES, Limits())
+    assert draft.composer == "lexical"
+    assert time.monotonic() - start < 10
 
 
 def test_temperature_and_seed_reach_the_model(openai: Any) -> None:
