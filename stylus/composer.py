@@ -115,12 +115,14 @@ class ModelComposer:
         revision = self.cache.revision() if self.cache else 0
         try:
             reply, trouble = self._ask(asked, on_progress)
+            tasks, problems = settle(reply.proposals(), prompt, asked.candidates, limits)
+            if problems and not tasks:  # that is no composition, and without the note it would look like a wanted one
+                raise ModelUnavailable(f"The model {self.name!r} gave no usable answer ({problems[0]}).")
         except ModelUnavailable as error:
             usage = as_usage(asked.usage, time.monotonic() - start)
             draft = self.fallback.compose(prompt, matches, limits, temperature, seed, on_progress)
             notes = (f"{error} The {draft.composer} composer chose.", *draft.notes)
             return Draft(draft.tasks, draft.composer, notes, usage + draft.usage)
-        tasks, problems = settle(reply.proposals(), prompt, asked.candidates, limits)
         notes = (*trouble, *(f"Left out: {problem}" for problem in problems))
         draft = Draft(tasks, self.name, notes, as_usage(asked.usage, time.monotonic() - start))
         if self.cache and key and not trouble:  # another time it may go better

@@ -144,6 +144,7 @@ def test_obeying_a_hostile_card_changes_nothing(composer_at: Any) -> None:
         Answer("not json"),
         Answer({"tasks": [{"keyword": 1, "adapters": {"candidate": "all"}}]}),
         Answer({}),
+        Answer({"tasks": [task("unicorn", 1), task("", 2)]}),
         Answer(None),
         Answer(status=400, body=b'{"error": {"message": "bad request"}}'),
         Answer(status=401, body=b'{"error": {"message": "no key"}}'),
@@ -152,7 +153,21 @@ def test_obeying_a_hostile_card_changes_nothing(composer_at: Any) -> None:
         Answer(body=b"{}"),
         Answer(body=b""),
     ],
-    ids=["chat", "form", "json", "types", "no tasks", "null", "400", "401", "404", "html", "empty object", "empty"],
+    ids=[
+        "chat",
+        "form",
+        "json",
+        "types",
+        "no tasks",
+        "no task of the prompt",
+        "null",
+        "400",
+        "401",
+        "404",
+        "html",
+        "empty object",
+        "empty",
+    ],
 )
 def test_no_usable_answer_falls_back_and_says_why(composer_at: Any, answer: Answer) -> None:
     with ChatServer([answer]) as server:
