@@ -86,7 +86,8 @@ class Pictures:
 
     def check(self, request: Request) -> None:
         """Finds cheaply, before work is queued, what would fail later: adapters that are unknown, whose file is gone or
-        damaged, that the content filter bars, and pictures that were never kept. Raises what the work would."""
+        damaged or never was, that the content filter bars, and pictures that were never kept. Raises what the work
+        would."""
         for adapter in self._adapters(request):
             if adapter.file is not None:
                 path = Path(adapter.file)
@@ -100,6 +101,11 @@ class Pictures:
                         f"the file of adapter {adapter.id}, {adapter.file}, is gone. Put it back, ingest its folder "
                         "again, or leave this adapter out: `stylus hide ID` does for all that is composed from now on."
                     )
+            elif adapter.download is None and request.masks is not MaskMode.NONE:
+                raise NotFound(
+                    f"adapter {adapter.id} is a card without weights, nor does it say where these are. Leave it out, "
+                    "or have its file's folder ingested."
+                )
         self._inputs(request)
 
     def generate(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from stylus.errors import AdapterFileError, GenerationError, InvalidInput, NotFound, StorageError
-from stylus.records import ContentFilter, Progress, Rating, Request
+from stylus.records import ContentFilter, MaskMode, Progress, Rating, Request
 from stylus.settings import Settings
 from stylus.stylus import Stylus
 from tests.generation import tiny
@@ -107,6 +107,10 @@ def test_damaged_files_are_found_before_anything_is_queued(stylus: Stylus, tmp_p
     path.unlink()
     with pytest.raises(NotFound, match=r"test:one.*is gone.*stylus hide ID"):
         stylus.request(COMPOSITION)
+    stylus.catalog.add([tiny.adapter("one", path).model_copy(update={"file": None})])
+    with pytest.raises(NotFound, match=r"test:one is a card without weights"):
+        stylus.request(COMPOSITION)
+    stylus.request(COMPOSITION, masks=MaskMode.NONE)
 
 
 def test_a_store_that_can_not_be_written_is_found_before_anything_is_drawn(
