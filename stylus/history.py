@@ -92,9 +92,7 @@ class History:
 
     def image(self, id: str, owner: str | None = None) -> ImageRecord:
         """Raises NotFound, for that of another owner as for none at all. An image is its job's owner's."""
-        record = self._record(_IMAGE + "and images.id = %(id)s", id, owner)
-        if record is None:
-            raise NotFound(f"No image has the id {id!r}. Ids come with the results of generate_image.")
+        record = self._kept(id, owner)
         if deleted := record.pop("deleted_at"):
             raise NotFound(
                 f"Image {id} was deleted on {deleted[:10]}: this server keeps pictures for a time only. To draw it "
@@ -124,12 +122,12 @@ class History:
 
     def recent_images(self, limit: int, owner: str | None = None, *, before: str | None = None) -> list[ImageRecord]:
         """The newest first, those saved at once in their order; with `before`, what comes after that image in this
-        list. Raises NotFound if the owner has no such image."""
+        list, also where that one was deleted since. Raises NotFound if the owner never had such an image."""
         values: dict[str, Any] = {"owner": owner, "limit": limit}
         if before is None:
             return self._images(_IMAGES + _NEWEST, values)
-        last = self.image(before, owner)
-        values |= {"created_at": last.created_at, "index": last.index, "id": last.id}
+        last = self._kept(before, owner)
+        values |= {"created_at": last["created_at"], "index": last["index"], "id": before}
         return self._images(_IMAGES + _AFTER + _NEWEST, values)
 
     def same_seed(self, id: str, limit: int, owner: str | None = None) -> list[ImageRecord]:
@@ -153,6 +151,13 @@ class History:
         with self._database.connection() as connection:
             rows = connection.execute("select record from compositions where id = any(%s)", [list(ids)])
             return {row[0]["id"]: Composition.model_validate(row[0]) for row in rows}
+
+    def _kept(self, id: str, owner: str | None) -> dict[str, Any]:
+        """The record of an image, with when its file was deleted. Raises NotFound."""
+        record: dict[str, Any] | None = self._record(_IMAGE + "and images.id = %(id)s", id, owner)
+        if record is None:
+            raise NotFound(f"No image has the id {id!r}. Ids come with the results of generate_image.")
+        return record
 
     def _images(self, query: LiteralString, values: Mapping[str, Any]) -> list[ImageRecord]:
         with self._database.connection() as connection:

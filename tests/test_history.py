@@ -77,7 +77,7 @@ def test_images_without_a_job_do_not_exclude_each_other(history: History) -> Non
     assert history.save_images([]) == ()
 
 
-def test_older_images_follow_the_last_one_seen(history: History) -> None:
+def test_older_images_follow_the_last_one_seen(history: History, database: Database) -> None:
     history.save_images([image("a", 0, "j1"), image("b", 1, "j1"), image("c", 0, "j2", 5), image("d", 0, minutes=9)])
     everything = [record.id for record in history.recent_images(10)]
     assert everything == ["d", "c", "a", "b"]
@@ -85,6 +85,9 @@ def test_older_images_follow_the_last_one_seen(history: History) -> None:
         assert [record.id for record in history.recent_images(10, before=id)] == everything[at + 1 :]
     with pytest.raises(NotFound):
         history.recent_images(10, before="absent")
+    with database.connection() as connection:  # while somebody looks at the list
+        connection.execute("update images set deleted_at = now() where id = 'c'")
+    assert [record.id for record in history.recent_images(10, before="c")] == ["a", "b"]
 
 
 def drawn(id: str, minutes: int, seed: int = 7, **request: object) -> ImageRecord:
