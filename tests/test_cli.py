@@ -92,8 +92,8 @@ def test_nothing_is_forgotten_that_was_not_named(arguments: str) -> None:
         app(arguments.split(), standalone_mode=False)
 
 
-def test_no_arms_are_not_taken_for_the_base_alone(shell: Shell) -> None:
-    ran = shell("evaluate", "pocket", "--arms", ",")
+def test_no_arms_are_not_taken_for_the_base_alone(shell: Shell, tmp_path: Path) -> None:
+    ran = shell("evaluate", "pocket", "--arms", ",", "--out", str(tmp_path))
     assert (ran.returncode, "There is no arm ''" in ran.stderr) == (1, True)
 
 
