@@ -124,15 +124,16 @@ def run(
     port: int = 8765,
     wait: float = WAIT,
     shown: ImageResponses = ImageResponses.THUMBNAIL,
+    works: bool = True,
 ) -> None:
     """Serves until the client leaves (stdio) or a signal ends it; a call waits at most `wait` seconds for its images,
-    of which `shown` is in its answer.
+    of which `shown` is in its answer. `works`: with a worker inside.
 
     Raises SettingsError for an address that can't be bound, or may not be.
     """
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=form)
-    backend = Backend(settings, wait, shown)
+    backend = Backend(settings, wait, shown, works)
     with exported(settings):
         if http:
             _serve_http(backend, host, port)

@@ -31,13 +31,18 @@ class Backend:
     """Opens what the tools need on first use, once, whichever thread asks first."""
 
     def __init__(
-        self, settings: Settings, wait: float = WAIT, shown: ImageResponses = ImageResponses.THUMBNAIL
+        self,
+        settings: Settings,
+        wait: float = WAIT,
+        shown: ImageResponses = ImageResponses.THUMBNAIL,
+        works: bool = True,
     ) -> None:
-        """`wait`: seconds that a call may wait for its images before it answers that they are being made. Raises
-        SettingsError for an audit log that can't be written."""
+        """`wait`: seconds that a call may wait for its images before it answers that they are being made; `works`: with
+        a worker inside. Raises SettingsError for an audit log that can't be written."""
         self.settings = settings
         self.wait = wait
         self.shown = shown
+        self.works = works
         self.audit = Audit(settings)
         self.closing = threading.Event()
         self.composing = anyio.CapacityLimiter(COMPOSING)
@@ -67,9 +72,10 @@ class Backend:
 
                 stylus = Stylus(self.settings)
                 self._opened = stylus, Jobs(stylus.database)
-                work = Worker(stylus).run
-                self._worker = threading.Thread(target=work, args=(self.closing,), name="worker", daemon=True)
-                self._worker.start()
+                if self.works:
+                    work = Worker(stylus).run
+                    self._worker = threading.Thread(target=work, args=(self.closing,), name="worker", daemon=True)
+                    self._worker.start()
             return self._opened
 
     def open_soon(self) -> None:

@@ -10,8 +10,8 @@ waiter, it loses nothing while Postgres restarts, and its delay is small beside 
 worker by NOTIFY, which procrastinate listens to.
 
 Fair share: a job's priority is minus the number of unfinished jobs of its owner before it, so owners take turns,
-however much one of them asks for. Each checkpoint has a queue of its own, and a worker prefers the one whose
-checkpoint it has in memory (`worker.OwnFirst`).
+however much one of them asks for. Each checkpoint has a queue of its own: a worker takes what it has a checkpoint for,
+and prefers the one that it has in memory (`worker.OwnFirst`).
 """
 
 import secrets
@@ -25,6 +25,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from stylus import telemetry
+from stylus.checkpoint_names import queue_of
 from stylus.database import Database
 from stylus.errors import Busy, NotFound
 from stylus.records import JobRecord, JobStatus, OnProgress, Progress, QueueCounts, Request
@@ -114,7 +115,8 @@ class Jobs:
             else:
                 backlog = self._backlog(connection, owner)
                 connection.execute(_SUBMIT, values | {"request": as_json(request)})
-                self._defer(connection, id, queue_of(request), priority=-backlog)
+                queue = queue_of(request.composition.base_model, request.checkpoint)
+                self._defer(connection, id, queue, priority=-backlog)
         return self.get(id)
 
     def counts(self) -> QueueCounts:
@@ -187,12 +189,6 @@ class Jobs:
             connection.execute(_CANCEL, {"id": id})
             connection.execute(_DROP, {"id": id})
         return self.get(id)
-
-
-def queue_of(request: Request) -> str:
-    """One queue for each checkpoint."""
-    family = request.composition.base_model
-    return f"{family}:{request.checkpoint}" if request.checkpoint else family.value
 
 
 def as_json(record: Progress | Request) -> Jsonb:

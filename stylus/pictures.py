@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stylus.catalog import Catalog
+from stylus.checkpoint_names import source_of
 from stylus.errors import AdapterFileError, GenerationError, InvalidInput, NotFound
 from stylus.history import History
 from stylus.records import Adapter, ContentFilter, ImageRecord, MaskMode, OnProgress, Rating, Request
@@ -85,9 +86,10 @@ class Pictures:
         return id
 
     def check(self, request: Request) -> None:
-        """Finds cheaply, before work is queued, what would fail later: adapters that are unknown, whose file is gone or
-        damaged or never was, that the content filter bars, and pictures that were never kept. Raises what the work
-        would."""
+        """Finds cheaply, before work is queued, what would fail later: a checkpoint that is not configured, adapters
+        that are unknown, whose file is gone or damaged or never was, that the content filter bars, and pictures that
+        were never kept. Raises what the work would."""
+        source_of(self.settings.checkpoints, request.composition.base_model, request.checkpoint)
         for adapter in self._adapters(request):
             if adapter.file is not None:
                 path = Path(adapter.file)

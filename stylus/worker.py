@@ -18,11 +18,13 @@ from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job
 from procrastinate.manager import JobManager
 
+from stylus.checkpoint_names import queues_of
 from stylus.database import Database
 from stylus.errors import Cancelled, DatabaseUnavailable, StylusError
 from stylus.jobs import FAIR, LOCK, QUEUED, TASK, as_json
 from stylus.records import ImageRecord, JobStatus, OnProgress, Progress, Request
 from stylus.retention import Retention
+from stylus.settings import Settings
 from stylus.telemetry import stage
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,7 @@ _HELD = "SELECT FROM procrastinate_jobs WHERE id = %(id)s AND worker_id = %(work
 class Renderer(Protocol):
     """What a worker needs of Stylus."""
 
+    settings: Settings
     database: Database
     retention: Retention
 
@@ -168,6 +171,8 @@ class Worker:
                 app.run_worker_async(
                     name="stylus",
                     concurrency=1,
+                    # what it has no checkpoint for is left to others; the task that prunes is in the queue "default"
+                    queues=["default", *queues_of(self._stylus.settings.checkpoints)],
                     install_signal_handlers=False,
                     delete_jobs="always",  # our row is the record
                     fetch_job_polling_interval=1.0,

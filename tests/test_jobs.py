@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 
 import psycopg
@@ -32,9 +32,12 @@ from stylus.worker import IN_A_ROW, Worker
 class Painter:
     """Renders `steps` steps of 20 ms and keeps its images in the history, as Stylus does."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, checkpoints: Mapping[str, str] = {"sd15": "folder", "sdxl": "folder"}
+    ) -> None:
+        self.settings = Settings.model_validate({"checkpoints": dict(checkpoints)})
         self.database = database
-        self.retention = Retention(database, Settings.model_validate({}))
+        self.retention = Retention(database, self.settings)
         self.steps = 5
         self.started: list[str] = []
         self.failure: Callable[[], None] = lambda: None
@@ -84,6 +87,19 @@ def worker(painter: Painter, stalled: float = 1.0) -> Iterator[threading.Event]:
 def request(count: int = 1, family: BaseModelFamily = BaseModelFamily.POCKET) -> Request:
     composition = Composition(id="c", prompt="a star", base_model=family, tasks=(), composer="caller")
     return Request(composition=composition, count=count, seed=7)
+
+
+def test_a_worker_leaves_what_it_has_no_checkpoint_for(jobs: Jobs, database: Database) -> None:
+    named = request(family=BaseModelFamily.SD15).model_copy(update={"checkpoint": "anime"})
+    first = [jobs.submit(request(family=BaseModelFamily.SD15)), jobs.submit(named), jobs.submit(request())]
+    lacking, having = Painter(database, {"sd15": "folder"}), Painter(database, {"sd15:anime": "folder"})
+    with worker(lacking):
+        until(lambda: jobs.get(first[2].id).status is JobStatus.DONE)
+        time.sleep(0.5)
+    assert sorted(lacking.started) == sorted([first[0].id, first[2].id])
+    assert jobs.get(first[1].id).status is JobStatus.QUEUED
+    with worker(having):
+        until(lambda: jobs.get(first[1].id).status is JobStatus.DONE)
 
 
 def until(condition: Callable[[], bool], seconds: float = 10) -> None:

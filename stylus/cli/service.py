@@ -26,12 +26,15 @@ def serve(
         Literal["omit", "thumbnail", "full"],
         typer.Option(help="Pictures inside answers: none, one small one of all, or each in full."),
     ] = "thumbnail",
+    worker: Annotated[
+        bool, typer.Option("--worker/--no-worker", help="Draw in this process too, or leave it to `stylus worker`.")
+    ] = True,
 ) -> None:
     """Serve the tools to MCP clients, with one generation worker inside."""
     from server.app import run
     from server.results import ImageResponses
 
-    run(Settings.read(), http=http, host=host, port=port, shown=ImageResponses(image_responses))
+    run(Settings.read(), http=http, host=host, port=port, shown=ImageResponses(image_responses), works=worker)
 
 
 @app.command()

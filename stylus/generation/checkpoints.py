@@ -19,17 +19,16 @@ from typing import Any
 import diffusers
 import torch
 
+from stylus.checkpoint_names import source_of
 from stylus.errors import CheckpointError, SettingsError
 from stylus.generation.adapters import ResidentAdapters
 from stylus.generation.families import DEFAULTS, FAMILIES, Defaults, Flux, StableDiffusion
 from stylus.generation.memory import moved, out_of_memory, return_memory
 from stylus.generation.single_file import UNREADABLE, read_single_file
 from stylus.model_loading import model_loading, pick_device
+from stylus.pocket import PIPELINE
 from stylus.records import BaseModelFamily
 from stylus.settings import Settings
-
-POCKET = Path(__file__).parent.parent / "pocket" / "pipeline"
-"""The trained pipeline that the package brings."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SCHNELL_STEPS = 4
@@ -136,25 +135,7 @@ class Checkpoints:
 
     def check(self, family: BaseModelFamily, name: str | None = None) -> str:
         """Where the checkpoint is configured to be. Raises CheckpointError when it can't be used at all."""
-        configured = self.settings.checkpoints
-        keys = [key for key in configured if key.partition(":")[0] == family]
-        if name is not None:
-            if f"{family}:{name}" not in configured:
-                named = [key.partition(":")[2] for key in keys if ":" in key]
-                raise CheckpointError(
-                    f"no checkpoint {name!r} is configured for {family.value}: "
-                    + (f"use {', '.join(named)}, " if named else "leave the name out, ")
-                    + f"or set STYLUS_CHECKPOINTS={family.value}:{name}=FOLDER_OR_HUB_ID."
-                )
-            return configured[f"{family}:{name}"]
-        if keys:
-            return configured[family if family in configured else keys[0]]
-        if family is BaseModelFamily.POCKET:
-            return str(POCKET)
-        raise CheckpointError(
-            f"no checkpoint is configured for {family.value}: set "
-            f"STYLUS_CHECKPOINTS={family.value}=FOLDER_OR_HUB_ID, or use the base model pocket."
-        )
+        return source_of(self.settings.checkpoints, family, name)
 
     def _load(self, family: BaseModelFamily, source: str) -> LoadedPipeline:
         dtype = pick_dtype(self.settings, self.device, family)
@@ -233,7 +214,7 @@ def _read(family: BaseModelFamily, source: str, dtype: torch.dtype) -> tuple[Any
             local_files_only=True,
             **(plain | {"requires_safety_checker": False} if plain else {}),
         )
-    name = family.value if folder == POCKET else folder.name if Path(source).expanduser().is_dir() else source
+    name = family.value if folder == PIPELINE else folder.name if Path(source).expanduser().is_dir() else source
     return loaded, name, _sha256(sorted(folder.rglob("*.safetensors")))
 
 

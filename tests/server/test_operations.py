@@ -30,6 +30,7 @@ from server.metrics import Queue
 from server.oauth import Issuer
 from stylus.database import Database
 from stylus.errors import NotFound, SettingsError
+from stylus.records import JobStatus
 from stylus.settings import Settings
 from stylus.tokens import Tokens
 from tests.server import world
@@ -37,7 +38,7 @@ from tests.server.authorization import AuthorizationServer
 from tests.server.conftest import PATIENCE, _until_it_answers, filled_database, free_port
 from tests.server.test_http import ACCEPT, PING
 from tests.server.test_security import STAR, Served, image_id
-from tests.test_jobs import until
+from tests.test_jobs import request, until
 
 PROMPT = "a star that nobody shall read about"
 
@@ -276,6 +277,14 @@ def test_metrics_without_a_database_say_so(tmp_path: Path) -> None:
     settings = Settings.model_validate({"database_url": "postgresql://127.0.0.1:1/none", "data": tmp_path})
     [up] = Queue(Backend(settings)).collect()
     assert [(sample.name, sample.value) for sample in up.samples] == [("stylus_database_up", 0.0)]
+
+
+def test_a_server_without_a_worker_leaves_the_queue_to_others(settings: Settings) -> None:
+    with closing(Backend(settings, works=False)) as backend:
+        job = backend.jobs.submit(request())
+        time.sleep(1)
+        assert backend.jobs.get(job.id).status is JobStatus.QUEUED
+        assert not backend.jobs.counts().workers
 
 
 def lines(served: Served) -> list[dict[str, Any]]:
