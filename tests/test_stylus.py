@@ -120,7 +120,7 @@ def test_options_that_can_not_be_drawn_are_named(stylus: Stylus) -> None:
     for options, words in (
         ({"strength": 0.5}, "^strength says .* pass the image, or leave strength out\\.$"),
         ({"mask": "0" * 64}, "^a mask needs the image that it belongs to\\.$"),
-        ({"count": 65, "steps": 0}, r"^count: .* 64 \(65\); steps: .* 1 \(0\)\.$"),
+        ({"count": 65, "steps": 0}, r"^count: .* 64 \(given: 65\); steps: .* 1 \(given: 0\)\.$"),
     ):
         with pytest.raises(InvalidInput, match=words):
             stylus.request(composition, **options)
