@@ -57,7 +57,7 @@ class Images:
 
         def keep() -> str:
             stylus = self._backend.stylus
-            mask = request.query_params.get("mask") == "1"
+            mask = request.query_params.get("mask", "").lower() in ("1", "true", "yes")
             keep_it = stylus.pictures.keep_mask if mask else stylus.pictures.keep_image
             return keep_it(data, owner)
 

@@ -46,6 +46,7 @@ class Found(BaseModel):
     description: str
     trigger_words: list[str]
     weight: float = Field(description="recommended")
+    usable: bool = Field(description="false: a card without weights, which nothing can be drawn with")
     score: float
     why: str
 
@@ -95,6 +96,7 @@ def found(match: Match) -> Found:
         description=one_line(adapter.description),
         trigger_words=[one_line(word, 60) for word in adapter.trigger_words[:5]],
         weight=adapter.weight,
+        usable=adapter.download is not None or (adapter.file is not None and not adapter.missing),
         score=round(match.score, 3),
         why=one_line(match.why),
     )

@@ -62,7 +62,7 @@ def test_search_finds_by_meaning(session: Session) -> None:
     result = session.call("search_adapters", query="a shining star shape", limit=3)
     matches = result.structured_content["matches"]
     assert matches[0]["id"] == "test:star"
-    assert matches[0]["weight"] == 0.8
+    assert (matches[0]["weight"], matches[0]["usable"]) == (0.8, True)
     assert matches[0]["trigger_words"] == ["starword"]
     assert len(matches) == 3
     assert json.loads(text(result)) == result.structured_content
@@ -70,7 +70,7 @@ def test_search_finds_by_meaning(session: Session) -> None:
 
 def test_search_filters(session: Session) -> None:
     result = session.call("search_adapters", query="castle", base_model="sdxl").structured_content
-    assert [match["id"] for match in result["matches"]] == ["test:large"]
+    assert [(match["id"], match["usable"]) for match in result["matches"]] == [("test:large", False)]
     nothing = session.call("search_adapters", query="castle", base_model="flux").structured_content
     assert nothing["matches"] == []
     assert "Drop a filter" in nothing["note"]
