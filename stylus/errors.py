@@ -70,12 +70,12 @@ class Cancelled(StylusError):
 
 
 def flaws(error: ValidationError) -> str:
-    """What is wrong with a record, a clause for each field: where, why, and the value, a long text by its length. What
-    is wrong with the record as a whole needs no print of all of it."""
+    """What is wrong with a record, a clause for each field: where, why, and the value, a long one's beginning. What is
+    wrong with the record as a whole needs no print of all of it."""
     clauses = []
     for problem in error.errors(include_url=False, include_context=False):
         where, value = ".".join(map(str, problem["loc"])), problem["input"]
-        told = f"{len(value):,} characters" if isinstance(value, str) and len(value) > _LONG else f"{value!r:.{_LONG}}"
-        given = f" (given: {told})" if where and problem["type"] != "missing" else ""
+        long = f"{len(value):,} characters, " if isinstance(value, str) and len(value) > _LONG else ""
+        given = f" (given: {long}{value!r:.{_LONG}})" if where and problem["type"] != "missing" else ""
         clauses.append(f"{where and where + ': '}{problem['msg'].removeprefix('Value error, ')}{given}")
     return "; ".join(dict.fromkeys(clauses))
