@@ -111,9 +111,7 @@ async def compose_adapters(
             policy=policy,
             on_progress=_while_wanted(told),
         )
-        if caller:
-            backend.stylus.history.claim(composition.id, caller)
-        return results.composed(composition)
+        return results.composed(_claimed(backend, composition, caller))
 
     return await anyio.to_thread.run_sync(compose, limiter=backend.composing)
 
@@ -225,6 +223,13 @@ async def job(
     return await anyio.to_thread.run_sync(lambda: results.job_result(act(id, caller), backend.shown))
 
 
+def _claimed(backend: Backend, composition: Composition, caller: str) -> Composition:
+    """The caller's own, if callers are told apart."""
+    if caller:
+        backend.stylus.history.claim(composition.id, caller)
+    return composition
+
+
 def _composition(
     backend: Backend,
     prompt: str | None,
@@ -236,9 +241,7 @@ def _composition(
 ) -> Composition:
     if prompt is not None and composition_id is None:
         composition = backend.stylus.compose(prompt, base_model=base_model, picks=adapters, on_progress=on_progress)
-        if caller:
-            backend.stylus.history.claim(composition.id, caller)
-        return composition
+        return _claimed(backend, composition, caller)
     if composition_id is None or prompt is not None:
         raise InvalidInput("Pass either prompt or composition_id, and not both.")
     if base_model is not None:

@@ -126,7 +126,7 @@ class Checkpoints:
     def _unload(self, kept: int) -> None:
         while len(self._loaded) > kept:
             self._loaded.popitem(last=False)
-            return_memory(self.device)
+        return_memory(self.device)
 
     def loaded(self) -> list[LoadedPipeline]:
         """The pipelines that are in memory now."""
@@ -187,7 +187,6 @@ class Checkpoints:
         offload = self.settings.offload
         if not offload and not moved(pipeline, self.device):
             self._unload(0)
-            return_memory(self.device)
             offload = not moved(pipeline, self.device)
         if offload and self.device.type != "cpu":
             pipeline.enable_model_cpu_offload(device=self.device)

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -125,8 +124,8 @@ def _resident(
         "seconds_a_picture": {name: round(median / plain.count, 3) for name, median in seconds.items()},
         "ratio_to_theirs": {name: round(median / seconds["theirs"], 3) for name, median in seconds.items()},
         "peak_gb": {name: round(max(row[name][1] for row in rows), 2) for name in works},
-        "alone": _far(alone, last),
-        "again": max(_far(a, b) for a, b in zip(batch, again, strict=True)),
+        "alone": tiny.far(alone.image, last.image),
+        "again": max(tiny.far(a.image, b.image) for a, b in zip(batch, again, strict=True)),
         "notes": sorted({note for image in batch for note in image.notes}),
     }
 
@@ -160,10 +159,6 @@ def _theirs(loaded: LoadedPipeline, request: Request) -> None:
             generator=[torch.Generator().manual_seed(request.seed + n) for n in seeds],
         )
     torch.nn.Module.to(vae, dtype=kept)
-
-
-def _far(a: Rendered, b: Rendered) -> int:
-    return int(np.abs(np.asarray(a.image, dtype=int) - np.asarray(b.image, dtype=int)).max())
 
 
 def _adapters(loaded: LoadedPipeline, folder: Path) -> dict[str, Adapter]:

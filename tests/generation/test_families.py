@@ -22,6 +22,7 @@ from stylus.generation.generator import Generator
 from stylus.generation.inputs import Inputs
 from stylus.records import Adapter, BaseModelFamily, MaskMode, Request
 from tests.generation import tiny
+from tests.generation.tiny import far
 from tests.generation.tiny_families import write_family
 
 NEW = (BaseModelFamily.SDXL, BaseModelFamily.SD3, BaseModelFamily.FLUX)
@@ -91,10 +92,6 @@ def theirs(loaded: LoadedPipeline, how: Any, **options: Any) -> list[Image.Image
         **options,
     ).images
     return images
-
-
-def far(a: Image.Image, b: Image.Image) -> int:
-    return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
 
 
 @pytest.mark.parametrize("family", ALL)

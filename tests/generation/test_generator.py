@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from stylus.errors import (
@@ -22,21 +21,17 @@ from stylus.errors import (
 )
 from stylus.generation.adapters import Resident, ResidentAdapters
 from stylus.generation.checkpoints import Checkpoints
-from stylus.generation.generator import Generator, Rendered
+from stylus.generation.generator import Generator
 from stylus.records import Adapter, BaseModelFamily, MaskMode, Progress, Request, Schedule
 from stylus.settings import Settings
 from tests.generation import tiny
+from tests.generation.tiny import far, same
 
 THREE = tiny.composition({"both": 0.8, "attention": 0.6}, {"locon": 0.7}, words={"both": "zzz", "locon": "qqq"})
 
 
 def request(**fields: Any) -> Request:
     return Request(**{"composition": THREE, "count": 4, "seed": 11, "steps": 3, **fields})
-
-
-def difference(a: Image.Image, b: Image.Image) -> int:
-    """Largest difference of a channel, of 255."""
-    return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
 
 
 def test_each_image_of_a_mixed_batch_equals_itself_alone(generator: Generator, adapters: dict[str, Adapter]) -> None:
@@ -72,7 +67,7 @@ def test_each_image_of_a_mixed_batch_equals_itself_alone(generator: Generator, a
         )
         (alone,) = generator.render(request(composition=kept, count=1, seed=rendered.seed), adapters)
         assert alone.prompt == rendered.prompt
-        assert difference(alone.image, rendered.image) <= 1
+        assert far(alone.image, rendered.image) <= 1
 
 
 def test_adapters_change_the_picture_and_leave_no_trace(generator: Generator, adapters: dict[str, Adapter]) -> None:
@@ -81,9 +76,9 @@ def test_adapters_change_the_picture_and_leave_no_trace(generator: Generator, ad
     again = generator.render(request(masks=MaskMode.NONE), adapters)
     without = generator.render(request(composition=tiny.composition()), {})
     for before, with_adapters, after, bare in zip(plain, chosen, again, without, strict=True):
-        assert difference(before.image, with_adapters.image) > 1
-        assert difference(before.image, after.image) == 0
-        assert difference(before.image, bare.image) == 0
+        assert far(before.image, with_adapters.image) > 1
+        assert far(before.image, after.image) == 0
+        assert far(before.image, bare.image) == 0
         assert before.adapters == {}
 
 
@@ -124,7 +119,7 @@ def test_negative_prompt_and_size_count(generator: Generator, adapters: dict[str
     (plain,) = generator.render(request(count=1), adapters)
     (negative,) = generator.render(request(count=1, negative_prompt="a dog"), adapters)
     (wide,) = generator.render(request(count=1, width=96, height=72), adapters)
-    assert difference(plain.image, negative.image) > 0
+    assert far(plain.image, negative.image) > 0
     assert wide.image.size == (96, 72)
 
 
@@ -132,7 +127,7 @@ def test_many_images_are_rendered_in_several_batches(generator: Generator, adapt
     seen: list[Progress] = []
     images = generator.render(request(count=6, steps=2), adapters, seen.append)
     (sixth,) = generator.render(request(count=1, seed=16, steps=2), adapters)
-    assert difference(images[5].image, sixth.image) <= 1
+    assert far(images[5].image, sixth.image) <= 1
     generating = [(progress.done, progress.total) for progress in seen if progress.stage == "generating"]
     assert generating == [(0, 4), (1, 4), (2, 4), (2, 4), (3, 4), (4, 4)]
     # more than once where a slow disk is waited for
@@ -153,10 +148,6 @@ def test_cancelling_leaves_everything_usable(
     with pytest.raises(Cancelled):
         generator.render(request(), adapters, cancel)
     assert same(generator.render(request(), adapters), expected)
-
-
-def same(a: list[Rendered], b: list[Rendered]) -> bool:
-    return all(x.image.tobytes() == y.image.tobytes() for x, y in zip(a, b, strict=True))
 
 
 def test_a_bad_adapter_is_found_before_the_first_step(

@@ -4,17 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from stylus.errors import GenerationError
 from stylus.generation.checkpoints import Checkpoints
 from stylus.generation.device_lock import lock_path
-from stylus.generation.generator import Generator, Rendered
+from stylus.generation.generator import Generator
 from stylus.records import Adapter, BaseModelFamily, MaskMode, Request
 from tests.generation import tiny
+from tests.generation.tiny import far, same
 from tests.generation.tiny_families import write_family
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -25,14 +24,6 @@ MIB = 2**20
 
 def request(**fields: Any) -> Request:
     return Request(**{"composition": THREE, "count": 4, "seed": 11, "steps": 8, **fields})
-
-
-def far(a: Image.Image, b: Image.Image) -> int:
-    return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
-
-
-def same(a: list[Rendered], b: list[Rendered]) -> bool:
-    return all(x.image.tobytes() == y.image.tobytes() for x, y in zip(a, b, strict=True))
 
 
 def opened(folder: Path, data: Path, family: BaseModelFamily = SD15, **fields: Any) -> Checkpoints:

@@ -26,6 +26,7 @@ from stylus.generation.windows import windows
 from stylus.records import Adapter, BaseModelFamily, MaskMode, Method, Progress, Request
 from stylus.settings import Settings
 from tests.generation import tiny
+from tests.generation.tiny import far, same
 
 SD15 = BaseModelFamily.SD15
 THREE = tiny.composition({"both": 0.8}, {"attention": 0.6}, {"locon": 0.7})
@@ -36,10 +37,6 @@ RAMP = Image.fromarray(np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astyp
 
 def request(**fields: Any) -> Request:
     return Request(**{"composition": THREE, "count": 2, "seed": 11, "steps": 3, **fields})
-
-
-def far(a: Image.Image, b: Image.Image) -> int:
-    return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
 
 
 def test_composite_averages_the_predictions_of_its_rows(
@@ -332,10 +329,6 @@ def test_a_slow_disk_can_be_given_up(
             generator.render(request(), adapters, impatient)
         arrives.set()
     assert same(generator.render(request(), adapters), expected)
-
-
-def same(a: list[Rendered], b: list[Rendered]) -> bool:
-    return all(x.image.tobytes() == y.image.tobytes() for x, y in zip(a, b, strict=True))
 
 
 def test_a_turn_that_is_not_run_is_not_recorded_and_told(generator: Generator, adapters: dict[str, Adapter]) -> None:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from stylus.generation.generator import Rendered
 from stylus.records import Adapter, BaseModelFamily, Choice, Composition, Task
 from stylus.settings import Settings
 
@@ -30,6 +33,16 @@ if DEVICE.startswith("cuda"):
 def settings(data: Path, **fields: Any) -> Settings:
     """For generations on DEVICE, in float32 unless `fields` say otherwise."""
     return Settings(**{"data": data, "device": DEVICE, "dtype": "float32", **fields})
+
+
+def far(a: Image.Image, b: Image.Image) -> int:
+    """Largest difference of a channel, of 255."""
+    return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
+
+
+def same(a: list[Rendered], b: list[Rendered]) -> bool:
+    """Whether all pixels of all images are the same."""
+    return all(x.image.tobytes() == y.image.tobytes() for x, y in zip(a, b, strict=True))
 
 
 def write_vocabulary(folder: Path) -> CLIPTokenizer:
